@@ -1,0 +1,47 @@
+"""Model families: from a Hugging Face config to operators, weights and what a sequence keeps in memory."""
+
+from specs.architecture.catalogue import ModelDescription, describe_models, load_architecture, model_names
+from specs.architecture.layer import Layer
+from specs.architecture.mixers import Attention, LatentAttention, Recurrent
+from specs.architecture.mlps import DenseMLP, MixtureOfExperts
+from specs.architecture.model import Architecture, ParameterCount, Quantisation, Rope
+from specs.architecture.operators import (
+    AllReduce,
+    Elementwise,
+    Experts,
+    LatentPagedAttention,
+    Linear,
+    Operator,
+    PagedAttention,
+    RecurrentScan,
+)
+from specs.architecture.sharding import weight_bytes_per_rank, weight_elements_per_rank
+from specs.architecture.weights import WeightTensor
+
+__all__ = [
+    "AllReduce",
+    "Architecture",
+    "Attention",
+    "DenseMLP",
+    "Elementwise",
+    "Experts",
+    "LatentAttention",
+    "LatentPagedAttention",
+    "Layer",
+    "Linear",
+    "MixtureOfExperts",
+    "ModelDescription",
+    "Operator",
+    "PagedAttention",
+    "ParameterCount",
+    "Quantisation",
+    "Recurrent",
+    "RecurrentScan",
+    "Rope",
+    "WeightTensor",
+    "describe_models",
+    "load_architecture",
+    "model_names",
+    "weight_bytes_per_rank",
+    "weight_elements_per_rank",
+]

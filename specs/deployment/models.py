@@ -1,0 +1,287 @@
+"""The `DeploymentSpec` document: what a user declares, with every quantity resolved to a number.
+
+The unit of a number is part of its name (`_s`, `_bytes`, `_per_s`, `_tokens`). What the user leaves out carries its
+default here, so that `resolved(spec)` shows the whole declaration. How YAML becomes these records: `grammar.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from specs.document import Document, DType, Frozen
+
+Metric = Literal["ttft", "tpot", "e2e"]
+Engine = Literal["capstan", "vllm", "sglang", "trtllm"]
+TraceFormat = Literal["azure", "mooncake", "sharegpt", "csv"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class AdaptersSpec(Frozen):
+    """LoRA adapters served beside the base model."""
+
+    count: PositiveInt
+    rank: PositiveInt
+
+
+class SpeculativeSpec(Frozen):
+    """Speculative decoding: who drafts, how often a draft is accepted, how many tokens it proposes."""
+
+    method: Literal["ngram", "draft", "eagle", "mtp"]
+    acceptance: Fraction
+    max_draft: PositiveInt
+    draft_model: str | None = None
+
+
+class ModelSpec(Frozen):
+    """One model. `architecture` is a catalogue name or alias, a path (config.json or its folder), or inline config."""
+
+    architecture: str | dict[str, Any]
+    weights: tuple[DType, ...] = ()  # empty: as the checkpoint stores them
+    kv_cache: tuple[DType, ...] = (DType.BF16,)
+    max_context_tokens: PositiveInt | None = None  # None: as long as the model or the traffic asks for
+    adapters: AdaptersSpec | None = None
+    speculative: SpeculativeSpec | None = None
+
+
+class SpotSpec(Frozen):
+    """Interruptible machines: cheaper by `discount`, taken away `interruptions_per_hour` times an hour."""
+
+    discount: Fraction
+    interruptions_per_hour: NonNegativeFloat
+
+
+class PoolSpec(Frozen):
+    """Equal devices that may be used."""
+
+    name: str
+    device: str
+    count: PositiveInt
+    gpus_per_node: PositiveInt
+    usd_per_gpu_hour: NonNegativeFloat | None = None
+    rent: Literal["node", "gpu"] = "gpu"  # the loader makes it "node" for priced pools
+    power_cap_w: PositiveFloat | None = None
+    spot: SpotSpec | None = None
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that hold the devices; the last one may be partly filled."""
+        return -(-self.count // self.gpus_per_node)
+
+
+class LinkSpec(Frozen):
+    """The network between two pools (or inside one), where it is not uniform."""
+
+    between: tuple[str, str]
+    bandwidth_bytes_per_s: PositiveFloat
+    latency_s: NonNegativeFloat | None = None
+
+
+class NetworkSpec(Frozen):
+    """Between nodes, per device and direction. None: the device's datasheet."""
+
+    bandwidth_bytes_per_s: PositiveFloat | None = None
+    latency_s: NonNegativeFloat | None = None
+    links: tuple[LinkSpec, ...] = ()
+
+
+class HostSpec(Frozen):
+    """The host of a node: memory, link to one device, local storage."""
+
+    dram_bytes: PositiveInt | None = None
+    pcie_bytes_per_s: PositiveFloat | None = None
+    nvme_bytes_per_s: PositiveFloat | None = None
+
+
+class HardwareSpec(Frozen):
+    pools: tuple[PoolSpec, ...]
+    network: NetworkSpec = NetworkSpec()
+    host: HostSpec = HostSpec()
+    carbon_g_per_kwh: NonNegativeFloat | None = None
+
+    def pool(self, name: str) -> PoolSpec:
+        for pool in self.pools:
+            if pool.name == name:
+                return pool
+        raise KeyError(name)
+
+
+class FixedLength(Frozen):
+    kind: Literal["fixed"] = "fixed"
+    tokens: PositiveInt
+
+
+class MeanLength(Frozen):
+    """Only the mean is known; `max_tokens` cuts the tail."""
+
+    kind: Literal["mean"] = "mean"
+    mean_tokens: PositiveFloat
+    max_tokens: PositiveInt | None = None
+
+
+class LognormalLength(Frozen):
+    kind: Literal["lognormal"] = "lognormal"
+    mean_tokens: PositiveFloat
+    p99_tokens: PositiveFloat
+
+
+class UniformLength(Frozen):
+    """Whole numbers from `low_tokens` to `high_tokens`, both included."""
+
+    kind: Literal["uniform"] = "uniform"
+    low_tokens: PositiveInt
+    high_tokens: PositiveInt
+
+
+class HistogramLength(Frozen):
+    """Counts by length, in a file beside the spec."""
+
+    kind: Literal["histogram"] = "histogram"
+    file: str
+    source: Literal["csv", "prometheus"] = "csv"
+
+
+LengthSpec = Annotated[
+    FixedLength | MeanLength | LognormalLength | UniformLength | HistogramLength, Field(discriminator="kind")
+]
+
+
+class TraceSpec(Frozen):
+    """Recorded requests. `rate_per_s` rescales time so that the mean rate is this; None keeps the recorded times."""
+
+    file: str
+    format: TraceFormat = "csv"
+    rate_per_s: PositiveFloat | None = None
+
+
+class ArrivalSpec(Frozen):
+    """Drawn arrivals. `cv` is the coefficient of variation of the gaps (1 is Poisson, 0 constant)."""
+
+    rate_per_s: PositiveFloat
+    process: Literal["poisson", "gamma", "constant"] = "poisson"
+    cv: NonNegativeFloat = 1.0
+
+
+class SessionSpec(Frozen):
+    """Conversations: a turn starts `think_time` after the previous answer."""
+
+    rate_per_s: PositiveFloat
+    turns_mean: PositiveFloat
+    think_time_mean_s: NonNegativeFloat = 0.0
+    growing_context: bool = False
+
+
+class ClosedLoopSpec(Frozen):
+    """So many requests are always in flight."""
+
+    concurrency: PositiveInt
+
+
+class SharedPrefixSpec(Frozen):
+    """Prompts of one of `groups` groups begin with the same `tokens` tokens."""
+
+    tokens: PositiveInt
+    groups: PositiveInt = 1
+
+
+class ThroughputSpec(Frozen):
+    at_least_tokens_per_s: PositiveFloat
+
+
+class TimeWindow(Frozen):
+    """Part of every day, seconds after midnight; `end_s` before `start_s` passes midnight."""
+
+    start_s: NonNegativeInt
+    end_s: NonNegativeInt
+
+
+class PercentileLimit(Frozen):
+    """`percentile` per cent of the requests of the class are at most at `limit_s`."""
+
+    metric: Metric
+    percentile: PositiveFloat
+    limit_s: PositiveFloat
+
+
+class SLO(Frozen):
+    """Percentile limits, each to be met; or joint limits, all met by the share `attainment` of requests."""
+
+    percentiles: tuple[PercentileLimit, ...] = ()
+    joint: dict[Metric, float] = Field(default_factory=dict)
+    attainment: Fraction | None = None
+
+
+class TrafficClass(Frozen):
+    """Requests of one kind: exactly one of `trace`, `arrivals`, `sessions`, `closed_loop`."""
+
+    name: str
+    model: str
+    trace: TraceSpec | None = None
+    arrivals: ArrivalSpec | None = None
+    sessions: SessionSpec | None = None
+    closed_loop: ClosedLoopSpec | None = None
+    prompt_tokens: LengthSpec | None = None  # None: the trace has them
+    output_tokens: LengthSpec | None = None
+    shared_prefix: SharedPrefixSpec | None = None
+    slo: SLO | None = None
+    priority: Literal["high", "normal", "low"] = "normal"
+    window: TimeWindow | None = None
+    throughput: ThroughputSpec | None = None
+
+
+class Objective(Frozen):
+    sense: Literal["minimise", "maximise"] = "minimise"
+    quantity: Literal["cost", "gpus", "energy", "carbon", "throughput", "goodput", "traffic"] = "cost"
+
+    def __str__(self) -> str:
+        return f"{self.sense} {self.quantity}"
+
+
+class LimitsSpec(Frozen):
+    budget_usd_per_hour: PositiveFloat | None = None
+    survive_node_failures: NonNegativeInt = 0
+    gpus: dict[str, PositiveInt] = Field(default_factory=dict)  # by model
+    utilisation: Fraction | None = None  # headroom: the promises hold at 1 / this share of the traffic
+    confidence: Fraction | None = None  # plan at this quantile of the cost model's error
+    power_w: PositiveFloat | None = None
+
+
+class ModelChoices(Frozen):
+    """Allowed values; None leaves the choice to the planner; one value is a pin."""
+
+    tensor_parallel: tuple[PositiveInt, ...] | None = None
+    pipeline_parallel: tuple[PositiveInt, ...] | None = None
+    max_num_seqs: tuple[PositiveInt, ...] | None = None
+    max_num_batched_tokens: tuple[PositiveInt, ...] | None = None
+    replicas: tuple[PositiveInt, ...] | None = None
+    pool: tuple[str, ...] | None = None
+
+
+class Choices(Frozen):
+    engine: tuple[Engine, ...] = ("vllm",)
+    disaggregation: Literal["auto", "never", "always"] = "auto"
+    models: dict[str, ModelChoices] = Field(default_factory=dict)
+
+    def of(self, model: str) -> ModelChoices:
+        """The choices of one model; everything free where the user said nothing."""
+        return self.models.get(model, ModelChoices())
+
+
+class DeploymentSpec(Document):
+    """What a user declares. `load_deployment` makes one from YAML; `resolved` writes it out with all defaults."""
+
+    api_version: Literal["capstan/v1"] = "capstan/v1"
+    kind: Literal["Deployment"] = "Deployment"
+    name: str
+    models: dict[str, ModelSpec]
+    hardware: HardwareSpec
+    traffic: tuple[TrafficClass, ...]
+    objective: Objective = Objective()
+    limits: LimitsSpec = LimitsSpec()
+    choices: Choices = Choices()
+
+
+def resolved(spec: DeploymentSpec) -> dict[str, Any]:
+    """The declaration in plain JSON types, every default written out; `DeploymentSpec.model_validate` reads it."""
+    return spec.model_dump(mode="json")

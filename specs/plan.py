@@ -1,0 +1,267 @@
+"""The `Plan` document: what to run, where, with which limits, why, and how good the answer is proven to be.
+
+A plan stands alone: it embeds the resolved spec, the model and device facts and the profile parameters it was made
+with, and names traces by path and sha256. Timings of the planner itself are printed, never stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from specs.document import Document, DType, Frozen
+from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
+
+
+class Layout(Frozen):
+    """How one replica is split over devices. `pipeline_stages` holds the layers of each stage, in order."""
+
+    tensor_parallel: PositiveInt = 1
+    pipeline_stages: tuple[PositiveInt, ...]
+    attention_data_parallel: PositiveInt = 1
+    expert_parallel: PositiveInt = 1
+
+    @property
+    def pipeline_parallel(self) -> int:
+        return len(self.pipeline_stages)
+
+    @property
+    def gpus(self) -> int:
+        """Devices of one replica. Experts spread over the same devices, so `expert_parallel` adds none."""
+        return self.tensor_parallel * self.attention_data_parallel * len(self.pipeline_stages)
+
+
+class Limits(Frozen):
+    """What the engine must enforce, in the engine's own words."""
+
+    max_num_seqs: PositiveInt
+    max_num_batched_tokens: PositiveInt
+    max_model_len: PositiveInt
+
+
+class MemoryBudget(Frozen):
+    """Bytes of the fullest device of a replica; the parts add up to at most `available_bytes`."""
+
+    device_bytes: PositiveInt
+    available_bytes: PositiveInt  # device_bytes x the engine's memory fraction
+    weights_bytes: NonNegativeInt
+    activation_bytes: NonNegativeInt
+    context_bytes: NonNegativeInt
+    collective_bytes: NonNegativeInt
+    graph_bytes: NonNegativeInt
+    state_bytes: NonNegativeInt = 0  # recurrent state of max_num_seqs sequences
+    kv_bytes: NonNegativeInt  # what is left for KV blocks
+    kv_bytes_per_token: NonNegativeFloat  # on this device
+
+
+class Cache(Frozen):
+    """Paged KV cache of one replica."""
+
+    kv_dtype: DType
+    block_size_tokens: PositiveInt
+    num_blocks: PositiveInt
+    prefix_caching: bool = False
+    memory: MemoryBudget
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self.num_blocks * self.block_size_tokens
+
+
+class Scheduling(Frozen):
+    """Rule of service inside a replica (names of `specs.service`)."""
+
+    order: Literal["fcfs"] = "fcfs"
+    chunked_prefill: bool = True
+    prefill_policy: Literal["mixed_chunked", "prefill_first"] = "mixed_chunked"
+
+
+class DeviceSlot(Frozen):
+    """One device: node index within its pool, device index within its node."""
+
+    node: NonNegativeInt
+    device: NonNegativeInt
+
+
+class ReplicaPlacement(Frozen):
+    """Devices of one replica in rank order: stage by stage, tensor-parallel ranks together."""
+
+    slots: tuple[DeviceSlot, ...]
+
+
+class ReplicaGroup(Frozen):
+    """Equal replicas of one configuration in one pool."""
+
+    id: str
+    model: str
+    role: Literal["unified", "prefill", "decode"] = "unified"
+    pool: str
+    device: str
+    engine: Literal["vllm", "sglang", "trtllm", "capstan"]
+    layout: Layout
+    weights_dtype: DType
+    limits: Limits
+    cache: Cache
+    scheduling: Scheduling
+    kernels: dict[str, str] = Field(default_factory=dict)
+    replicas: PositiveInt
+    placement: tuple[ReplicaPlacement, ...]
+
+
+class Route(Frozen):
+    """Share of one request class that goes to one group; shares of a class add up to 1."""
+
+    request_class: str
+    group: str
+    share: PositiveFloat
+
+
+class Interval(Frozen):
+    low: float
+    high: float
+
+
+class ClassPrediction(Frozen):
+    """Simulated latency of one request class. Percentile maps: "p50", "p90", ... -> seconds."""
+
+    request_class: str
+    basis: Literal["simulated"] = "simulated"
+    requests: PositiveInt
+    rate_per_s: PositiveFloat
+    ttft_s: dict[str, float]
+    tpot_s: dict[str, float]
+    e2e_s: dict[str, float]
+    attainment: float  # share of requests that meet every stated limit of the class
+    attainment_interval: Interval  # 95 %
+
+
+class GroupPrediction(Frozen):
+    """Simulated load of one replica group."""
+
+    group: str
+    basis: Literal["simulated"] = "simulated"
+    utilisation: float  # share of the replicas' time that the work takes in the best batches (utilisation law)
+    busy: float  # share of the time in which the busiest replica runs anything at all
+    kv_occupancy_peak: float
+    running_peak: NonNegativeInt
+    preemptions: NonNegativeInt
+    prompt_tokens_per_s: float
+    output_tokens_per_s: float
+
+
+class Predictions(Frozen):
+    classes: tuple[ClassPrediction, ...]
+    groups: tuple[GroupPrediction, ...]
+    confidence: Literal["measured", "borrowed", "calibrated"]  # of the weakest profile used
+    notes: tuple[str, ...] = ()
+
+
+class Cost(Frozen):
+    usd_per_hour: NonNegativeFloat | None  # None where a used pool has no price
+    usd_per_million_output_tokens: NonNegativeFloat | None
+    usd_per_million_tokens: NonNegativeFloat | None  # prompt and output
+    gpus: NonNegativeInt  # working
+    gpus_rented: NonNegativeInt
+    nodes: dict[str, NonNegativeInt]  # by pool, rented
+    power_w: NonNegativeFloat
+
+
+class Check(Frozen):
+    """One row of the re-check: a law, its two sides, whether it holds."""
+
+    law: str
+    left: float
+    relation: Literal["<=", ">=", "=="]
+    right: float
+    holds: bool
+
+
+class SimulatedWindow(Frozen):
+    """What the plan was simulated on. `seed` matters where arrivals or lengths are drawn."""
+
+    request_class: str
+    source: str  # trace path, or the declared distribution
+    sha256: str | None
+    start_s: float
+    end_s: float
+    requests: int
+    longest_request_tokens: PositiveInt  # prompt and output, of the whole source
+    seed: int
+
+
+class Certificate(Frozen):
+    """How good the plan is, and what was checked without the solver."""
+
+    objective: str
+    value: float
+    bound: float  # no plan can be better than this under the cost model (utilisation law, no queueing)
+    gap: NonNegativeFloat
+    priced_bound: float  # no mix of the configurations can be better at the loads that simulation allows them
+    priced_gap: NonNegativeFloat
+    solver: str
+    solver_status: str  # true status: "optimal", "time limit", ...
+    columns: NonNegativeInt
+    simulations: NonNegativeInt
+    checks: tuple[Check, ...]
+    windows: tuple[SimulatedWindow, ...]
+
+
+class Configuration(Frozen):
+    """Short form of one candidate, as discarded ones are listed."""
+
+    model: str
+    pool: str
+    device: str
+    engine: str
+    tensor_parallel: PositiveInt
+    pipeline_parallel: PositiveInt
+    weights_dtype: DType
+    kv_dtype: DType
+    max_num_seqs: NonNegativeInt = 0
+    max_num_batched_tokens: NonNegativeInt = 0
+
+
+class Discarded(Frozen):
+    """Why one configuration is not in the plan. `margin`: relative distance to acceptance (nearest miss first)."""
+
+    configuration: Configuration
+    reason: str  # one word or two: memory, heads, slo, dominated, cost, ...
+    detail: str  # a sentence with the figures
+    margin: float | None = None
+
+
+class Binding(Frozen):
+    """A statement of the user that the plan has no room left in."""
+
+    statement: str
+    used: str
+    limit: str
+
+
+class Plan(Document):
+    kind: Literal["Plan"] = "Plan"
+    version: Literal[1] = 1
+    name: str
+    capstan: str  # version that made it
+    groups: tuple[ReplicaGroup, ...]
+    routes: tuple[Route, ...]
+    router: Literal["least_outstanding", "round_robin"] = "least_outstanding"  # within a group
+    predictions: Predictions
+    cost: Cost
+    certificate: Certificate
+    binding: tuple[Binding, ...]
+    discarded: tuple[Discarded, ...]
+    discarded_counts: dict[str, int]
+    spec: dict[str, Any]  # the resolved DeploymentSpec
+    traffic_folder: str  # the folder that the spec's trace files are relative to, from the plan's own
+    architectures: dict[str, dict[str, Any]]  # model name -> config.json as read
+    devices: dict[str, DeviceFacts]
+    profiles: dict[str, DeviceProfile]
+    engines: dict[str, EngineProfile]
+
+    def group(self, group_id: str) -> ReplicaGroup:
+        for group in self.groups:
+            if group.id == group_id:
+                return group
+        raise KeyError(group_id)

@@ -1,0 +1,97 @@
+"""Facts of devices and engines, and the few fitted parameters of the cost model (`Profile` documents).
+
+A `DeviceFacts` is what a datasheet says. A `DeviceProfile` is what measurements say about the same device, fitted
+by a script; a device without measurements gets the profile of its nearest relative, and says so in `confidence`.
+An `EngineProfile` is how one serving engine (vllm, sglang, trtllm, capstan) spends CPU time and memory.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from specs.document import Document, DType, Frozen
+
+
+class DeviceFacts(Document):
+    """One device as its maker states it. `flops` are dense peaks (no sparsity), per element type."""
+
+    kind: Literal["Device"] = "Device"
+    name: str
+    aliases: tuple[str, ...] = ()
+    vendor: Literal["nvidia", "amd", "cpu"]
+    target: str  # compiler target: sm_90, gfx942, cpu
+    memory_bytes: PositiveInt
+    hbm_bytes_per_s: PositiveFloat
+    l2_bytes: PositiveInt
+    multiprocessors: PositiveInt
+    flops: dict[DType, PositiveFloat]
+    power_w: PositiveFloat
+    idle_power_w: PositiveFloat
+    link_bytes_per_s: NonNegativeFloat  # per device, one direction, inside the fast domain (NVLink, xGMI, else PCIe)
+    link: Literal["nvlink", "xgmi", "pcie", "none"]
+    pcie_bytes_per_s: PositiveFloat  # one direction, host to device
+    nic_bytes_per_s: NonNegativeFloat  # per device, one direction, between nodes
+    network_latency_s: NonNegativeFloat = 5e-6  # between nodes, beyond that of a hand-over inside one (estimate)
+    gpus_per_node: PositiveInt
+    fast_domain: PositiveInt  # devices joined by the fast link (72 for GB200 NVL72)
+    weight_dtypes: tuple[DType, ...]
+    kv_dtypes: tuple[DType, ...]
+    sources: dict[str, str]
+
+
+class StreamingPoint(Frozen):
+    """Achieved bandwidth when a kernel streams `bytes` once; between points, interpolate in log(bytes)."""
+
+    bytes: PositiveFloat
+    bytes_per_s: PositiveFloat
+
+
+class DeviceProfile(Document):
+    """Fitted parameters of the first cost model; every figure has one physical meaning."""
+
+    kind: Literal["Profile"] = "Profile"
+    version: PositiveInt = 1
+    device: str
+    confidence: Literal["measured", "borrowed", "calibrated"]
+    relative_of: str | None = None  # the device whose fit was borrowed
+    provenance: str
+    licence: str
+    launch_s: PositiveFloat  # floor of one kernel under CUDA graphs
+    weight_streaming: tuple[StreamingPoint, ...]
+    compute_efficiency: dict[DType, PositiveFloat]  # reached share of the peak in large GEMMs
+    gemm_ramp_tokens: dict[DType, NonNegativeFloat]  # rows at which a GEMM reaches half of that share
+    decode_attention_efficiency: dict[DType, PositiveFloat]  # by KV dtype: share of HBM bandwidth when reading KV
+    decode_attention_launch_s: PositiveFloat
+    decode_attention_row_s: NonNegativeFloat  # more per sequence and KV head, whatever the context
+    prefill_attention_efficiency: PositiveFloat  # share of the 16-bit peak
+    prefill_attention_launch_s: PositiveFloat
+    prefill_attention_ramp_tokens: NonNegativeFloat  # prompt length at which causal prefill reaches half of that share
+    moe_compute_efficiency: dict[DType, PositiveFloat]
+    moe_memory_efficiency: PositiveFloat
+    moe_launch_s: PositiveFloat
+    allreduce_latency_s: dict[int, PositiveFloat]  # by ranks
+    allreduce_efficiency: dict[int, PositiveFloat]  # by ranks: share of link bandwidth in large all-reduces
+    elementwise_efficiency: PositiveFloat  # share of HBM bandwidth of norms and activations
+    error_quantiles: dict[str, NonNegativeFloat] = Field(default_factory=dict)  # "p50": 0.08 ... on held-out rows
+
+
+class EngineProfile(Document):
+    """How an engine schedules and what it costs beyond the kernels."""
+
+    kind: Literal["Engine"] = "Engine"
+    name: Literal["vllm", "sglang", "trtllm", "capstan"]
+    version: str
+    block_size_tokens: PositiveInt
+    memory_fraction: PositiveFloat  # of device memory the engine may take
+    context_bytes: PositiveInt  # CUDA context and libraries, per device
+    collective_bytes: dict[int, int]  # communication buffers per device, by tensor-parallel size
+    graph_bytes_per_layer: int  # captured CUDA graphs
+    step_overhead_s: NonNegativeFloat  # CPU work per step that does not overlap the device
+    sequence_overhead_s: NonNegativeFloat  # more of it per running sequence
+    request_overhead_s: NonNegativeFloat  # tokenising, routing, first response: once per request, before queueing
+    default_max_num_seqs: PositiveInt
+    default_max_num_batched_tokens: PositiveInt
+    prefill_policy: Literal["mixed_chunked", "prefill_first"]
+    sources: dict[str, str]
