@@ -1,0 +1,1 @@
+"""From a `DeploymentSpec` to a `Plan`: cost, simulation, optimisation. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Instance configurations: enumerated, pruned with the reason kept, priced by simulation."""

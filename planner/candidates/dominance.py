@@ -1,0 +1,81 @@
+"""Drop configurations that another one beats in every respect, before any of them costs a simulation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from planner.candidates.family import Family
+from specs.plan import Discarded, Limits
+
+# Blocks are compared at these limits; other limits take the same bytes from both.
+_COMPARED = Limits(max_num_seqs=64, max_num_batched_tokens=2048, max_model_len=1)
+
+
+def drop_dominated(families: list[Family]) -> tuple[list[Family], list[Discarded]]:
+    """Keep what no other configuration on the same devices dominates.
+
+    A dominates B when both take the same devices of the same pool with the same layout and engine, no part of any
+    step of A takes longer than that of B, and A holds at least as many tokens in its KV cache: then no load that B
+    carries is too much for A. Of equals the first stays (the order in which the user listed the types).
+    """
+    rivals: dict[tuple[str, ...], list[Family]] = defaultdict(list)
+    for family in families:
+        rivals[family.model, family.pool.name, family.engine.name, family.layout.model_dump_json()].append(family)
+    kept: list[Family] = []
+    dropped: list[Discarded] = []
+    for group in rivals.values():
+        for index, family in enumerate(group):
+            victor = next(
+                (
+                    other
+                    for position, other in enumerate(group)
+                    if position != index
+                    and _dominates(other, family)
+                    and (position < index or not _dominates(family, other))
+                ),
+                None,
+            )
+            if victor is None:
+                kept.append(family)
+            else:
+                dropped.append(
+                    Discarded(
+                        configuration=family.configuration(),
+                        reason="dominated",
+                        detail=(
+                            f"{victor.weights_dtype} weights with a {victor.kv_dtype} KV cache are at least as fast in "
+                            "every step on the same devices, and hold at least as many tokens"
+                        ),
+                    )
+                )
+    return kept, dropped
+
+
+def _dominates(one: Family, other: Family) -> bool:
+    """Whether `one` is no worse than `other` in every respect."""
+    mine, theirs = one.times, other.times
+    slopes = (
+        "sequence_s",
+        "decode_launch_s",
+        "decode_context_token_s",
+        "decode_window_token_s",
+        "prefill_launch_s",
+        "prefill_pair_s",
+        "prefill_window_pair_s",
+        "prefill_context_token_s",
+        "request_s",
+    )
+    if any(getattr(mine, name) > getattr(theirs, name) for name in slopes):
+        return False
+    if bool(np.any(np.asarray(mine.tokens_s) > np.asarray(theirs.tokens_s))):
+        return False
+    if bool(np.any(np.asarray(mine.sampled_s) > np.asarray(theirs.sampled_s))):
+        return False
+    return _capacity(one) >= _capacity(other)
+
+
+def _capacity(family: Family) -> int:
+    cache = family.cache(_COMPARED)
+    return cache.capacity_tokens if cache is not None else 0

@@ -1,0 +1,1 @@
+"""Seconds, bytes and watts of one replica: the first cost model, a roofline with fitted floors."""

@@ -1,0 +1,113 @@
+"""Why a plan is what it is, from the `Plan` document alone: what binds, why other hardware lost, the nearest misses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from specs.plan import Binding, Discarded, Plan
+
+MOST_MISSES = 8
+
+
+@dataclass(frozen=True)
+class PoolVerdict:
+    """Why a pool's best configuration is not (or is) in the plan."""
+
+    pool: str
+    device: str
+    used_gpus: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    summary: tuple[str, ...]
+    binding: tuple[Binding, ...]
+    pools: tuple[PoolVerdict, ...]
+    nearest_misses: tuple[Discarded, ...]
+    counts: dict[str, int]
+
+
+REASONS = {
+    "cost": "dearer, even at the best load it could carry",
+    "tie": "costs the same at best; the plan has more headroom, or was proven first",
+    "mix": "cheaper for this model alone, but no mix with it was cheaper for all of them",
+    "slo": "breaks a latency limit at every load tried",
+    "inventory": "the pool holds too few of them for the traffic",
+    "memory": "the weights, or one longest request, do not fit",
+    "heads": "the model cannot be cut so",
+    "dtype": "the device has no kernels for this type",
+    "engine": "the engine cannot run it",
+    "node": "the replica does not fit the node",
+    "layers": "more stages than layers",
+    "pipeline": "the same devices do better without stages",
+    "dominated": "another type is at least as good in every respect on the same devices",
+}
+
+
+def explain(plan: Plan) -> Explanation:
+    """The explanation of a plan."""
+    certificate = plan.certificate
+    unit = "$/h" if plan.spec["objective"]["quantity"] == "cost" else "GPUs"
+    summary = [
+        f"{certificate.objective}: {certificate.value:g} {unit}; no plan under this cost model is below "
+        f"{certificate.bound:g} {unit} (utilisation law, no queueing): gap {certificate.gap:.1%}",
+        f"at the loads that simulation allows each configuration, no mix is below {certificate.priced_bound:g} {unit}: "
+        f"gap {certificate.priced_gap:.1%} ({certificate.solver}, {certificate.solver_status}; "
+        f"{certificate.columns} configurations, {certificate.simulations} simulations)",
+        f"{sum(check.holds for check in certificate.checks)} of {len(certificate.checks)} laws hold in the re-check "
+        "without the solver",
+    ]
+    return Explanation(
+        summary=tuple(summary),
+        binding=plan.binding,
+        pools=tuple(_pool(plan, pool) for pool in plan.spec["hardware"]["pools"]),
+        nearest_misses=nearest_misses(plan),
+        counts=plan.discarded_counts,
+    )
+
+
+def nearest_misses(plan: Plan, most: int = MOST_MISSES) -> tuple[Discarded, ...]:
+    """The configurations that came closest to being used, best first; one per model, pool and layout."""
+    nearest: dict[tuple[str, str, int, int], Discarded] = {}
+    ranked = sorted(
+        (
+            item
+            for item in plan.discarded
+            if item.margin is not None and item.reason in ("cost", "tie", "mix", "inventory", "slo")
+        ),
+        key=lambda item: (item.reason == "slo", item.margin if item.margin is not None else math.inf),
+    )
+    for item in ranked:
+        where = item.configuration
+        nearest.setdefault((where.model, where.pool, where.tensor_parallel, where.pipeline_parallel), item)
+    return tuple(nearest.values())[:most]
+
+
+def _pool(plan: Plan, pool: dict[str, object]) -> PoolVerdict:
+    name, device = str(pool["name"]), str(pool["device"])
+    used = sum(group.layout.gpus * group.replicas for group in plan.groups if group.pool == name)
+    if used:
+        groups = [group for group in plan.groups if group.pool == name]
+        text = "chosen: " + ", ".join(
+            f"{group.replicas} x TP {group.layout.tensor_parallel}"
+            + (f" PP {group.layout.pipeline_parallel}" if group.layout.pipeline_parallel > 1 else "")
+            + f" {group.weights_dtype}"
+            for group in groups
+        )
+        return PoolVerdict(name, device, used, text)
+    own = [item for item in plan.discarded if item.configuration.pool == name]
+    for reason in ("tie", "mix", "cost", "inventory", "slo", "memory", "dtype", "engine", "heads", "node"):
+        found = [item for item in own if item.reason == reason]
+        if found:
+            best = min(found, key=lambda item: math.inf if item.margin is None else item.margin)
+            layout = best.configuration
+            return PoolVerdict(
+                name,
+                device,
+                0,
+                f"{REASONS[reason]}; best: TP {layout.tensor_parallel} PP {layout.pipeline_parallel} "
+                f"{layout.weights_dtype}: {best.detail}",
+            )
+    return PoolVerdict(name, device, 0, "no configuration was allowed here by `choices`")

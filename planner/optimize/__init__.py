@@ -1,0 +1,1 @@
+"""The master programme: which columns, how many replicas, how many nodes; solved, proven, checked, explained."""

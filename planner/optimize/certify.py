@@ -1,0 +1,261 @@
+"""The re-check of a plan, row by row, from the `Plan` document alone: no solver, no simulator, no shared arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Literal
+
+from specs.plan import Check, Plan, ReplicaGroup
+
+TOLERANCE = 1e-6
+UNKNOWN = 1e300  # stands for a figure that the plan does not have
+
+
+def recheck(plan: Plan) -> tuple[Check, ...]:
+    """Every law that a plan must obey, with both sides. `holds` is false where one is broken."""
+    return (
+        *_routes_carry_every_class(plan),
+        *_devices_are_there_and_used_once(plan),
+        *_memory_fits(plan),
+        *_limits_are_consistent(plan),
+        *_layouts_are_whole(plan),
+        *_statements_hold(plan),
+        *_cost_adds_up(plan),
+        *_objectives_are_met(plan),
+        *_bound_is_a_bound(plan),
+    )
+
+
+def _check(law: str, left: float, relation: Literal["<=", ">=", "=="], right: float) -> Check:
+    slack = TOLERANCE * max(1.0, abs(left), abs(right))
+    holds = {
+        "<=": left <= right + slack,
+        ">=": left >= right - slack,
+        "==": abs(left - right) <= slack,
+    }[relation]
+    known = math.isfinite(left)  # what is not known breaks its law; documents hold finite numbers only
+    return Check(law=law, left=left if known else UNKNOWN, relation=relation, right=right, holds=holds and known)
+
+
+def _routes_carry_every_class(plan: Plan) -> list[Check]:
+    models = {group.id: group.model for group in plan.groups}
+    found = []
+    for traffic in plan.spec["traffic"]:
+        own = [route for route in plan.routes if route.request_class == traffic["name"]]
+        found.append(_check(f"the shares of {traffic['name']} add up", sum(route.share for route in own), "==", 1.0))
+        strays = sum(1 for route in own if models.get(route.group) != traffic["model"])
+        found.append(_check(f"{traffic['name']} goes to replicas of its own model only", strays, "==", 0))
+    return found
+
+
+def _devices_are_there_and_used_once(plan: Plan) -> list[Check]:
+    found = []
+    for pool in plan.spec["hardware"]["pools"]:
+        groups = [group for group in plan.groups if group.pool == pool["name"]]
+        slots = Counter(
+            (slot.node, slot.device) for group in groups for replica in group.placement for slot in replica.slots
+        )
+        found.append(_check(f"{pool['name']}: devices used are in stock", len(slots), "<=", pool["count"]))
+        found.append(_check(f"{pool['name']}: no device is used twice", max(slots.values(), default=0), "<=", 1))
+        highest = max((device for _, device in slots), default=-1)
+        found.append(_check(f"{pool['name']}: devices exist in their node", highest, "<=", pool["gpus_per_node"] - 1))
+        last = max((node for node, _ in slots), default=-1) + 1
+        found.append(
+            _check(f"{pool['name']}: nodes used are in stock", last, "<=", -(-pool["count"] // pool["gpus_per_node"]))
+        )
+        if groups and pool["rent"] == "node":
+            nodes = plan.cost.nodes.get(pool["name"], 0)
+            found.append(_check(f"{pool['name']}: nodes used are rented", last, "<=", nodes))
+            found.append(
+                _check(
+                    f"{pool['name']}: nodes rented are in stock", nodes, "<=", pool["count"] // pool["gpus_per_node"]
+                )
+            )
+    for group in plan.groups:
+        found.append(_check(f"{group.id}: every replica is placed", len(group.placement), "==", group.replicas))
+        odd = sum(len(replica.slots) != group.layout.gpus for replica in group.placement)
+        found.append(_check(f"{group.id}: replicas have all their ranks", odd, "==", 0))
+        found.append(_check(f"{group.id}: tensor-parallel ranks share a node", _torn_ranks(group), "==", 0))
+    return found
+
+
+def _torn_ranks(group: ReplicaGroup) -> int:
+    """Tensor-parallel groups of ranks that lie on more than one node."""
+    size = group.layout.tensor_parallel
+    return sum(
+        len({slot.node for slot in replica.slots[first : first + size]}) > 1
+        for replica in group.placement
+        for first in range(0, len(replica.slots), size)
+    )
+
+
+def _memory_fits(plan: Plan) -> list[Check]:
+    found = []
+    for group in plan.groups:
+        budget = group.cache.memory
+        parts = (
+            budget.weights_bytes
+            + budget.activation_bytes
+            + budget.context_bytes
+            + budget.collective_bytes
+            + budget.graph_bytes
+            + budget.state_bytes
+            + budget.kv_bytes
+        )
+        found.append(_check(f"{group.id}: the parts of memory fit", parts, "<=", budget.available_bytes))
+        found.append(
+            _check(
+                f"{group.id}: available memory is on the device",
+                budget.available_bytes,
+                "<=",
+                _device_bytes(plan, group),
+            )
+        )
+        blocks = group.cache.capacity_tokens * budget.kv_bytes_per_token
+        found.append(_check(f"{group.id}: KV blocks fit their memory", blocks, "<=", budget.kv_bytes))
+    return found
+
+
+def _device_bytes(plan: Plan, group: ReplicaGroup) -> int:
+    """Memory of the device in the group's pool; 0 where the spec has no such pool."""
+    names = [pool["device"] for pool in plan.spec["hardware"]["pools"] if pool["name"] == group.pool]
+    return plan.devices[names[0]].memory_bytes if names and names[0] in plan.devices else 0
+
+
+def _limits_are_consistent(plan: Plan) -> list[Check]:
+    found = []
+    for group in plan.groups:
+        limits = group.limits
+        found.append(
+            _check(
+                f"{group.id}: the longest request fits the cache",
+                limits.max_model_len,
+                "<=",
+                group.cache.capacity_tokens,
+            )
+        )
+        found.append(
+            _check(
+                f"{group.id}: the token budget reaches all sequences",
+                limits.max_num_batched_tokens,
+                ">=",
+                limits.max_num_seqs,
+            )
+        )
+    return found
+
+
+def _layouts_are_whole(plan: Plan) -> list[Check]:
+    found = []
+    for group in plan.groups:
+        config = plan.architectures.get(group.model, {})
+        layers = config.get("num_hidden_layers")
+        if isinstance(layers, int):
+            found.append(
+                _check(f"{group.id}: pipeline stages hold every layer", sum(group.layout.pipeline_stages), "==", layers)
+            )
+        heads = config.get("num_attention_heads")
+        if isinstance(heads, int):
+            found.append(
+                _check(
+                    f"{group.id}: tensor parallelism divides the heads", heads % group.layout.tensor_parallel, "==", 0
+                )
+            )
+    return found
+
+
+def _statements_hold(plan: Plan) -> list[Check]:
+    found = []
+    limits = plan.spec["limits"]
+    if limits["budget_usd_per_hour"] is not None and plan.cost.usd_per_hour is not None:
+        found.append(_check("limits.budget", plan.cost.usd_per_hour, "<=", limits["budget_usd_per_hour"]))
+    for model, most in limits["gpus"].items():
+        used = sum(group.layout.gpus * group.replicas for group in plan.groups if group.model == model)
+        found.append(_check(f"limits.gpus.{model}", used, "<=", most))
+    if limits["utilisation"] is not None:
+        for prediction in plan.predictions.groups:
+            found.append(
+                _check(f"limits.utilisation ({prediction.group})", prediction.utilisation, "<=", limits["utilisation"])
+            )
+    pools = {pool["name"] for pool in plan.spec["hardware"]["pools"]}
+    for group in plan.groups:
+        model = plan.spec["models"].get(group.model, {"weights": [], "kv_cache": []})
+        allowed = {
+            # nothing listed: the checkpoint's own type
+            "weights": not model["weights"] or group.weights_dtype.value in model["weights"],
+            "kv_cache": not model["kv_cache"] or group.cache.kv_dtype.value in model["kv_cache"],
+            "engine": group.engine in plan.spec["choices"]["engine"],
+            "pool": group.pool in pools,
+        }
+        found += [_check(f"{name} of {group.id} is declared", float(kept), "==", 1.0) for name, kept in allowed.items()]
+    for model, choices in plan.spec["choices"]["models"].items():
+        groups = [group for group in plan.groups if group.model == model]
+        if choices["replicas"]:
+            count = sum(group.replicas for group in groups)
+            found.append(_check(f"choices.{model}.replicas are kept", float(count in choices["replicas"]), "==", 1.0))
+        for group in groups:
+            pins = {
+                "tensor_parallel": group.layout.tensor_parallel,
+                "pipeline_parallel": group.layout.pipeline_parallel,
+                "max_num_seqs": group.limits.max_num_seqs,
+                "max_num_batched_tokens": group.limits.max_num_batched_tokens,
+                "pool": group.pool,
+            }
+            for name, value in pins.items():
+                if choices[name]:
+                    law = f"choices.{model}.{name} is kept by {group.id}"
+                    found.append(_check(law, float(value in choices[name]), "==", 1.0))
+    return found
+
+
+def _cost_adds_up(plan: Plan) -> list[Check]:
+    usd, gpus = 0.0, 0
+    for pool in plan.spec["hardware"]["pools"]:
+        used = sum(group.layout.gpus * group.replicas for group in plan.groups if group.pool == pool["name"])
+        if not used:
+            continue
+        nodes = plan.cost.nodes.get(pool["name"], 0)
+        paid = nodes * pool["gpus_per_node"] if pool["rent"] == "node" else used
+        gpus += paid
+        usd += paid * (pool["usd_per_gpu_hour"] or 0.0)
+    found = [_check("devices rented add up", plan.cost.gpus_rented, "==", gpus)]
+    if plan.cost.usd_per_hour is not None:
+        found.append(_check("the hourly cost adds up", plan.cost.usd_per_hour, "==", usd))
+    value = {"cost": usd, "gpus": float(gpus)}[plan.spec["objective"]["quantity"]]
+    found.append(_check("the certificate's value is that of the plan", plan.certificate.value, "==", value))
+    return found
+
+
+def _objectives_are_met(plan: Plan) -> list[Check]:
+    found = []
+    predictions = {prediction.request_class: prediction for prediction in plan.predictions.classes}
+    for traffic in plan.spec["traffic"]:
+        slo, prediction = traffic["slo"], predictions.get(traffic["name"])
+        found.append(_check(f"{traffic['name']}: is predicted", float(prediction is not None), "==", 1.0))
+        if slo is None or prediction is None:
+            continue
+        for limit in slo["percentiles"]:
+            table = {"ttft": prediction.ttft_s, "tpot": prediction.tpot_s, "e2e": prediction.e2e_s}[limit["metric"]]
+            name = f"p{limit['percentile']:g}"
+            # Nothing to measure (every request one token long) counts as attained.
+            reached = table.get(name, 0.0 if limit["metric"] == "tpot" else math.inf)
+            found.append(
+                _check(
+                    f"{traffic['name']}: {name} {limit['metric'].upper()} (simulated)", reached, "<=", limit["limit_s"]
+                )
+            )
+        if slo["joint"]:
+            found.append(
+                _check(
+                    f"{traffic['name']}: joint attainment (simulated)",
+                    prediction.attainment,
+                    ">=",
+                    slo["attainment"] if slo["attainment"] is not None else 1.0,
+                )
+            )
+    return found
+
+
+def _bound_is_a_bound(plan: Plan) -> list[Check]:
+    return [_check("the bound is not above the value", plan.certificate.bound, "<=", plan.certificate.value)]

@@ -1,0 +1,184 @@
+"""The planning problem: facts loaded, traffic drawn, configurations enumerated, the programme's frame written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from planner.candidates.dominance import drop_dominated
+from planner.candidates.enumerate import Facts, families, model_length
+from planner.candidates.family import Family
+from planner.candidates.pricing import Pricer, decisive
+from planner.optimize.master import Master
+from planner.optimize.programme import Pool, Programme
+from planner.simulate import Workload, declared_workload, slos_of
+from specs.architecture import load_architecture
+from specs.catalog import load_device, load_engine, load_profile
+from specs.deployment import DeploymentSpec, NetworkSpec, PoolSpec
+from specs.errors import InputError
+from specs.plan import Discarded, SimulatedWindow
+from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
+
+BUSIEST_S = 600.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device as it is here: its true memory, and the profile that `capstan calibrate` fitted to it."""
+
+    device: DeviceFacts
+    profile: DeviceProfile
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that planning needs, loaded and drawn once."""
+
+    spec: DeploymentSpec
+    base_dir: Path
+    seed: int
+    machine: Machine | None
+    facts: Facts
+    declared: Workload  # the busiest window of every class
+    workload: Workload  # what is planned for: the same requests in `utilisation` times the time
+    windows: tuple[SimulatedWindow, ...]
+    families: tuple[Family, ...]
+    dropped: tuple[Discarded, ...]
+    template: Programme
+    classes_of: dict[str, tuple[str, ...]]
+
+    def master(self, progress: Callable[[str], None] = lambda text: None) -> Master:
+        """A fresh master programme with its pricer."""
+        pricer = Pricer(
+            workload=self.workload,
+            slos=slos_of(self.spec),
+            choices={name: self.spec.choices.of(name) for name in self.spec.models},
+        )
+        return Master(self.template, self.families, self.classes_of, pricer, progress)
+
+
+def pose(
+    spec: DeploymentSpec,
+    base_dir: str | Path,
+    *,
+    seed: int = 0,
+    machine: Machine | None = None,
+    seconds: float = BUSIEST_S,
+) -> Problem:
+    """Load facts and the busiest `seconds` of traffic, enumerate the configurations, write the programme's frame."""
+    facts = load_facts(spec, base_dir, machine)
+    classes_of = {
+        name: tuple(traffic.name for traffic in spec.traffic if traffic.model == name) for name in spec.models
+    }
+    idle = [name for name, classes in classes_of.items() if not classes]
+    if idle:
+        raise InputError(
+            "no request class uses this model", field=f"models.{idle[0]}", expected="a class with traffic, or no model"
+        )
+    declared, windows = declared_workload(spec, base_dir, seconds=seconds, seed=seed)
+    workload = compressed(declared, spec.limits.utilisation or 1.0)
+    kept: list[Family] = []
+    dropped: list[Discarded] = []
+    for name, model in spec.models.items():
+        longest = longest_request(windows, classes_of[name])
+        length = model_length(name, model, facts.architectures[name], longest)
+        bootable, obstacles = families(
+            name, model, spec.choices.of(name), spec.choices.engine, spec.hardware.pools, facts, length
+        )
+        best, dominated = drop_dominated(bootable)
+        kept += best
+        dropped += [*obstacles, *dominated]
+    return Problem(
+        spec=spec,
+        base_dir=Path(base_dir),
+        seed=seed,
+        machine=machine,
+        facts=facts,
+        declared=declared,
+        workload=workload,
+        windows=windows,
+        families=tuple(kept),
+        dropped=tuple(dropped),
+        template=frame(spec),
+        classes_of=classes_of,
+    )
+
+
+def load_facts(spec: DeploymentSpec, base_dir: str | Path, machine: Machine | None = None) -> Facts:
+    """Architectures, devices, profiles and engines that the spec names; errors name the statement."""
+    architectures = {}
+    for name, model in spec.models.items():
+        with _at(f"models.{name}.architecture"):
+            architectures[name] = load_architecture(model.architecture, base_dir=Path(base_dir))
+    devices, profiles = {}, {}
+    for index, pool in enumerate(spec.hardware.pools):
+        with _at(f"hardware.pools[{index}].device"):
+            device, profile = load_device(pool.device), load_profile(pool.device)
+            if machine is not None and machine.device.name == device.name:
+                device, profile = machine.device, machine.profile
+            devices[pool.device], profiles[pool.device] = networked(device, spec.hardware.network), profile
+    engines: dict[str, EngineProfile] = {name: load_engine(name) for name in spec.choices.engine}
+    return Facts(architectures, devices, profiles, engines)
+
+
+def networked(device: DeviceFacts, network: NetworkSpec) -> DeviceFacts:
+    """The device behind the declared network between nodes; as the datasheet says where nothing is declared."""
+    declared = {"nic_bytes_per_s": network.bandwidth_bytes_per_s, "network_latency_s": network.latency_s}
+    stated = {name: value for name, value in declared.items() if value is not None}
+    return device.model_copy(update=stated) if stated else device
+
+
+class _at:  # noqa: N801 - reads as a phrase: `with _at("models.chat")`
+    """Puts the statement's path in front of errors that the catalogue raises."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, InputError):
+            error.message = error.message if error.field is None else f"{error.field}: {error.message}"
+            error.field = self.field
+
+
+def compressed(workload: Workload, utilisation: float) -> Workload:
+    """The same requests arriving 1 / `utilisation` times as fast: headroom, stated as a share of what a plan carries.
+
+    How busy a replica is says little (one request keeps it busy); that the SLOs hold at so much more traffic does.
+    """
+    if utilisation == 1.0:
+        return workload
+    return replace(workload, arrival_s=workload.arrival_s * utilisation, window_s=workload.horizon_s * utilisation)
+
+
+def longest_request(windows: tuple[SimulatedWindow, ...], classes: tuple[str, ...]) -> int:
+    """Tokens, prompt and output, of the longest request of these classes, in the simulated window or outside it."""
+    return max(window.longest_request_tokens for window in windows if window.request_class in classes)
+
+
+def frame(spec: DeploymentSpec) -> Programme:
+    """The master programme of the spec without columns and families."""
+    if spec.objective.quantity not in ("cost", "gpus"):
+        raise InputError(f"cannot {spec.objective}", field="objective", expected="minimise cost or minimise gpus")
+    return Programme(
+        pools=tuple(
+            Pool(pool.name, _whole(pool), min(pool.gpus_per_node, pool.count), pool.usd_per_gpu_hour, pool.rent)
+            for pool in spec.hardware.pools
+        ),
+        columns=(),
+        families=(),
+        classes=tuple(traffic.name for traffic in spec.traffic),
+        quantity=spec.objective.quantity,
+        allowed_misses={name: 1.0 - decisive(slo).share for name, slo in slos_of(spec).items()},
+        budget=spec.limits.budget_usd_per_hour,
+        model_gpus=dict(spec.limits.gpus),
+        model_replicas={name: choices.replicas for name, choices in spec.choices.models.items() if choices.replicas},
+    )
+
+
+def _whole(pool: PoolSpec) -> int:
+    """Devices in whole nodes: a last, partly filled node counts only where devices are rented one by one."""
+    return pool.count if pool.rent == "gpu" else pool.count // pool.gpus_per_node * pool.gpus_per_node

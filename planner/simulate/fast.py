@@ -1,0 +1,411 @@
+"""The fast path: a lane that jumps from event to event, equal to the oracle in `step.py` request by request.
+
+Between two events (an arrival that can be admitted, a completion, a shortage of blocks, a context that reaches the
+attention window) every step decodes the same b sequences, and only their contexts grow, one token a step each. So
+step j of a run takes A + B j seconds, with A the first step's time and B = b x decode_context_token_s + g x
+decode_window_token_s (g sequences still below the window), and k steps take k A + B k (k - 1) / 2: a quadratic that
+tells at which step boundary an arrival is seen. Steps with prefill chunks are single steps.
+
+Bookkeeping is constant per event, whatever the batch: every decoding sequence advances one token per decode step, so
+with D the lane's count of decode steps
+- a sequence finishes at a fixed D (a heap), and its cached tokens are prompt + output - 1 - (finish - D);
+- it needs a new block when (finish - prompt - output + 1) = D modulo the block size: a histogram over residues counts
+  the blocks that k steps take, exactly;
+- it reaches the attention window at a fixed D (a second heap with counts).
+Only a step that runs out of blocks walks over the sequences, to preempt as the rule says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from heapq import heapify, heappop, heappush
+
+from planner.cost.step_times import chunk_pairs, chunk_window_pairs
+from planner.simulate.model import ReplicaModel
+from planner.simulate.record import EventBoundError, LaneLoad, Outstanding, Record
+
+_Chunk = tuple[int, int]  # request, tokens cached when its prompt is complete
+_NONE: list[_Chunk] = []  # never written to
+
+
+class JumpLane:
+    """One batch in flight of one replica. Same interface and same results as `step.StepLane`."""
+
+    def __init__(
+        self, model: ReplicaModel, lane: int, replica: int, record: Record, outstanding: Outstanding, clock: list[float]
+    ) -> None:
+        times = model.times
+        self.load = LaneLoad()
+        self._times = times
+        self._seats = model.lane_seqs(lane)
+        self._num_blocks = model.lane_blocks(lane)
+        self._block_size = model.block_size_tokens
+        self._budget = model.limits.max_num_batched_tokens
+        self._prefill_first = model.scheduling.prefill_policy == "prefill_first"
+        self._record = record
+        self._sent_to_replica = outstanding.replicas
+        self._sent_to_lane = outstanding.lanes[replica]
+        self._replica = replica
+        self._lane = lane
+        self._clock = clock  # end of the run in flight, or when a step may be formed; by lane
+        self._index = len(clock)
+        clock.append(math.inf)
+        self._whole = record.whole  # tokens cached when a request finishes
+        self._count = max(1, len(record.prompt))  # heap entries are finish * count + request
+        self._queue: deque[tuple[float, int]] = deque()  # (ready, request); preempted ones come back to the front
+        self._resumed: dict[int, int] = {}  # tokens generated before a preemption, by waiting or prefilling request
+        # decoding sequences
+        self._finish: dict[int, int] = {}  # request -> D at which it finishes; in order of admission
+        self._ends: list[int] = []  # heap over the same
+        self._decoded = 0  # D
+        self._context = 0  # sum of cached tokens
+        self._residues = [0] * self._block_size
+        self._used = 0  # blocks, growth of the run in flight not included
+        self._partial: tuple[int, int, int] | None = None  # (request, computed, target) of the prompt under way
+        # attention window, where the model has one
+        self._window = times.window_tokens or 0
+        self._window_context = 0  # sum of min(cached + 1, window)
+        self._below = 0  # sequences whose window still fills
+        self._crossings: list[int] = []  # heap of D at which some fill it
+        self._crossing_counts: dict[int, int] = {}
+        # the run in flight
+        self._start_s = 0.0
+        self._steps = 0  # 0: none in flight
+        self._decodes = 0  # sequences decoding in it
+        self._first_s = 0.0  # A
+        self._growth_s = 0.0  # B
+        self._completing = _NONE  # chunks in it that complete a prompt
+        self._cuttable = False  # an arrival ends it at the next step boundary
+
+    def arrive(self, request: int, now_s: float) -> None:
+        """A request is sent to this lane at `now_s`."""
+        ready_s = now_s + self._times.request_s
+        self._queue.append((ready_s, request))
+        if self._steps == 0:
+            if ready_s < self._clock[self._index]:
+                self._clock[self._index] = ready_s
+        elif self._cuttable and ready_s < self._clock[self._index]:
+            self._clock[self._index] = self._cut(ready_s)
+
+    def _cut(self, ready_s: float) -> float:
+        """End the run in flight at its first step boundary that is not before `ready_s`; returns that."""
+        start_s, first_s, growth_s, steps = self._start_s, self._first_s, self._growth_s, self._steps
+        half = first_s - growth_s / 2
+        gap = ready_s - start_s
+        k = int(2 * gap / (half + math.sqrt(half * half + 2 * growth_s * gap)))  # root of the quadratic, rounded down
+        k = max(1, min(k, steps))
+        end_s = start_s + (k * first_s + growth_s * (k * (k - 1) // 2))
+        while end_s < ready_s and k < steps:  # up to the boundary after the root
+            k += 1
+            end_s = start_s + (k * first_s + growth_s * (k * (k - 1) // 2))
+        self._steps = k
+        self._cuttable = False  # later arrivals are ready after the last step has begun
+        return end_s
+
+    def advance(self, until_s: float) -> None:
+        """Process all that ends at `until_s` or before, and form all steps that start before `until_s`."""
+        clock, index = self._clock, self._index
+        time_s = clock[index]
+        while True:
+            if self._steps:
+                if time_s > until_s:
+                    return
+                self._complete(time_s)
+            if time_s >= until_s:
+                return
+            time_s = clock[index] = self._form(time_s)
+
+    # ------------------------------------------------------------------------------------------------ end of a run
+
+    def _complete(self, time_s: float) -> None:
+        """Apply the run that ends now: contexts and blocks grow, prompts complete, sequences finish."""
+        steps, load, record = self._steps, self.load, self._record
+        self._steps = 0
+        load.steps += steps
+        horizon_s, start_s = record.horizon_s, self._start_s
+        if start_s < horizon_s:
+            load.busy_s += (time_s if time_s < horizon_s else horizon_s) - start_s
+        decodes, decoded, block_size = self._decodes, self._decoded, self._block_size
+        if decodes:
+            self._used += self._residues[decoded % block_size] if steps == 1 else self._blocks_of_run(steps)
+            self._decoded = decoded = decoded + steps
+            self._context += steps * decodes
+            if self._window:
+                self._window_context += steps * self._below
+                self._cross()
+        if self._used > load.blocks_peak:
+            load.blocks_peak = self._used
+        if self._completing:
+            self._complete_prompts(time_s)
+        ends, bound = self._ends, (decoded + 1) * self._count
+        while ends and ends[0] < bound:
+            request = heappop(ends) % self._count
+            cached = self._whole[request]
+            del self._finish[request]
+            self._residues[(decoded - cached) % block_size] -= 1
+            self._context -= cached
+            if self._window:
+                self._leave_window(cached)
+            self._leave(request, cached, time_s)
+
+    def _complete_prompts(self, time_s: float) -> None:
+        """The chunks that reached the end of their prompts sample a token; the sequences decode from now on."""
+        record, resumed = self._record, self._resumed
+        for request, cached in self._completing:
+            done = 1
+            if resumed and request in resumed:
+                done += resumed.pop(request)
+            else:
+                record.first_s[request] = time_s
+            left = record.output[request] - done
+            if left:
+                self._join(request, self._decoded + left, cached)
+            else:
+                self._leave(request, cached, time_s)
+        self._completing = _NONE
+
+    def _leave(self, request: int, cached: int, time_s: float) -> None:
+        """A sequence with `cached` tokens is complete: its blocks and its place in the router are free."""
+        self._used -= -(-cached // self._block_size)
+        record = self._record
+        record.finish_s[request] = time_s
+        record.finished.append(request)
+        self._sent_to_replica[self._replica] -= 1
+        self._sent_to_lane[self._lane] -= 1
+
+    def _join(self, request: int, finish: int, cached: int) -> None:
+        """A sequence with `cached` tokens starts to decode; it finishes when D reaches `finish`."""
+        self._finish[request] = finish
+        heappush(self._ends, finish * self._count + request)
+        self._context += cached
+        self._residues[(self._decoded - cached) % self._block_size] += 1
+        window = self._window
+        if window:
+            if cached + 1 < window:
+                self._window_context += cached + 1
+                self._below += 1
+                crossing = self._decoded + window - 1 - cached
+                if crossing in self._crossing_counts:
+                    self._crossing_counts[crossing] += 1
+                else:
+                    self._crossing_counts[crossing] = 1
+                    heappush(self._crossings, crossing)
+            else:
+                self._window_context += window
+
+    def _leave_window(self, cached: int) -> None:
+        """A sequence with `cached` tokens stops to decode."""
+        window = self._window
+        if cached + 1 < window:
+            self._window_context -= cached + 1
+            self._below -= 1
+            self._crossing_counts[self._decoded + window - 1 - cached] -= 1
+        else:
+            self._window_context -= window
+
+    def _cross(self) -> None:
+        while self._crossings and self._crossings[0] <= self._decoded:
+            self._below -= self._crossing_counts.pop(heappop(self._crossings))
+
+    def _blocks_of_run(self, steps: int) -> int:
+        """Blocks that the next `steps` decode steps take."""
+        block_size, residues = self._block_size, self._residues
+        at = self._decoded % block_size
+        cycles, rest = divmod(steps, block_size)
+        blocks = cycles * len(self._finish) if cycles else 0
+        end = at + rest
+        if end <= block_size:
+            return blocks + sum(residues[at:end])
+        return blocks + sum(residues[at:]) + sum(residues[: end - block_size])
+
+    def _steps_within(self, free: int) -> int:
+        """The most decode steps that take no more than `free` blocks."""
+        cycles, free = divmod(free, len(self._finish))
+        steps = cycles * self._block_size
+        at = self._decoded % self._block_size
+        for offset in range(self._block_size):
+            free -= self._residues[(at + offset) % self._block_size]
+            if free < 0:
+                return steps + offset
+        return steps + self._block_size
+
+    # ---------------------------------------------------------------------------------------------- start of a run
+
+    def _form(self, time_s: float) -> float:
+        """Start what comes next at `time_s`; returns when it ends, or when there may be something to form."""
+        decodes, queue, partial = len(self._finish), self._queue, self._partial
+        head_ready = bool(queue) and queue[0][0] <= time_s
+        prompts = head_ready or partial is not None
+        if not decodes and not prompts:
+            return queue[0][0] if queue else math.inf
+        record = self._record
+        if record.events_left <= 0:
+            raise EventBoundError
+        record.events_left -= 1
+        self._start_s = time_s
+        self._cuttable = False
+        free = self._num_blocks - self._used
+        if prompts and self._prefill_first and (seconds := self._form_chunks(time_s, 0, free)):
+            return time_s + seconds
+        growth = self._residues[self._decoded % self._block_size]
+        if growth > free:
+            self._preempt(free)
+            return time_s + self._form_run(1)
+        if prompts and not self._prefill_first and (seconds := self._form_chunks(time_s, decodes, free - growth)):
+            return time_s + seconds
+        # Only decodes. What waits now goes on waiting until something finishes; what comes later may cut the run.
+        steps = self._ends[0] // self._count - self._decoded
+        if decodes * (steps // self._block_size + 1) > free:
+            steps = min(steps, self._steps_within(free))
+        if self._below and self._crossings[0] - self._decoded < steps:
+            steps = self._crossings[0] - self._decoded
+        end_s = time_s + self._form_run(steps)
+        if not head_ready and decodes + (partial is not None) < self._seats:
+            self._cuttable = True
+            if queue and queue[0][0] < end_s:
+                return self._cut(queue[0][0])
+        return end_s
+
+    def _form_run(self, steps: int) -> float:
+        """A run of decode-only steps over all decoding sequences; returns its seconds."""
+        times, decodes = self._times, len(self._finish)
+        first_s = times.tokens_s[decodes] + times.sampled_s[decodes] + times.sequence_s * decodes
+        first_s += times.decode_launch_s + times.decode_context_token_s * (self._context + decodes)
+        growth_s = times.decode_context_token_s * decodes
+        if self._window:
+            first_s += times.decode_window_token_s * self._window_context
+            growth_s += times.decode_window_token_s * self._below
+        self._steps = steps
+        self._decodes = decodes
+        self._first_s = first_s
+        self._growth_s = growth_s
+        running = decodes + (self._partial is not None)
+        if running > self.load.running_peak:
+            self.load.running_peak = running
+        return steps * first_s + growth_s * (steps * (steps - 1) // 2)
+
+    def _form_chunks(self, time_s: float, decodes: int, free: int) -> float:
+        """One step of `decodes` decodes and all chunks that fit the budget and `free` blocks.
+
+        Returns its seconds; 0.0, and nothing changed, when no chunk fits.
+        """
+        record, times, block_size, window = self._record, self._times, self._block_size, self._window
+        prompt, queue, resumed = record.prompt, self._queue, self._resumed
+        completing: list[_Chunk] = []
+        chunks = pairs = window_pairs = chunk_context = taken = 0
+        tokens = self._budget - decodes
+        partial = self._partial
+        if partial is not None:
+            request, start, target = partial
+            size = target - start
+            if size > tokens:
+                size = tokens
+            blocks = -(-(start + size) // block_size) - -(-start // block_size)
+            if size == 0 or blocks > free:
+                return 0.0
+            free -= blocks
+            taken += blocks
+            tokens -= size
+            chunks = 1
+            pairs = chunk_pairs(size, start)
+            if window:
+                window_pairs = chunk_window_pairs(size, start, window)
+            chunk_context = start
+            if start + size == target:
+                completing.append((request, target))
+                self._partial = None
+            else:
+                self._partial = (request, start + size, target)
+        seats = self._seats - len(self._finish) - chunks
+        while tokens and seats and queue and queue[0][0] <= time_s:
+            request = queue[0][1]
+            target = prompt[request]
+            if resumed and request in resumed:
+                target += resumed[request]
+            size = target if target <= tokens else tokens
+            blocks = -(-size // block_size)
+            if blocks > free:
+                break
+            queue.popleft()
+            free -= blocks
+            taken += blocks
+            tokens -= size
+            seats -= 1
+            chunks += 1
+            pairs += size * (size + 1) // 2
+            if window:
+                window_pairs += chunk_window_pairs(size, 0, window)
+            if size == target:
+                completing.append((request, target))
+            else:
+                self._partial = (request, size, target)
+        if not chunks:
+            return 0.0
+        self._used += taken
+        self._completing = completing
+        self._steps = 1
+        self._decodes = decodes
+        running = self._seats - seats
+        if running > self.load.running_peak:
+            self.load.running_peak = running
+        seconds = (
+            times.tokens_s[self._budget - tokens]
+            + times.sampled_s[decodes + len(completing)]
+            + times.sequence_s * (decodes + chunks)
+            + times.prefill_launch_s * chunks
+            + times.prefill_pair_s * pairs
+            + times.prefill_window_pair_s * window_pairs
+            + times.prefill_context_token_s * chunk_context
+        )
+        if decodes:
+            seconds += times.decode_launch_s + times.decode_context_token_s * (self._context + decodes)
+            if window:
+                seconds += times.decode_window_token_s * self._window_context
+        return seconds
+
+    def _preempt(self, free: int) -> None:
+        """Blocks run out in this step: preempt the youngest until the older sequences have theirs."""
+        decoded, block_size = self._decoded, self._block_size
+        order = list(self._finish)
+        kept = 0  # sequences of `order` that have their blocks for this step
+        while kept < len(order):
+            request = order[kept]
+            cached = self._whole[request] - (self._finish[request] - decoded)
+            if cached % block_size == 0:
+                while free < 1:
+                    if (partial := self._partial) is not None:
+                        self._partial = None
+                        free += self._requeue(partial[0], partial[1])
+                        continue
+                    victim = order.pop()
+                    free += self._preempt_decoding(victim)
+                    if victim == request:
+                        break
+                if kept == len(order):
+                    break
+                free -= 1
+            kept += 1
+        count = self._count
+        self._ends = [finish * count + request for request, finish in self._finish.items()]
+        heapify(self._ends)
+
+    def _preempt_decoding(self, request: int) -> int:
+        decoded = self._decoded
+        left = self._finish.pop(request) - decoded
+        cached = self._whole[request] - left
+        self._resumed[request] = self._record.output[request] - left
+        self._context -= cached
+        self._residues[(decoded - cached) % self._block_size] -= 1
+        if self._window:
+            self._leave_window(cached)
+        return self._requeue(request, cached)
+
+    def _requeue(self, request: int, cached: int) -> int:
+        """Back to the front of the queue; returns the blocks that this frees."""
+        blocks = -(-cached // self._block_size)
+        self._used -= blocks
+        self._queue.appendleft((-math.inf, request))
+        self._record.preemptions[request] += 1
+        self.load.preemptions += 1
+        return blocks

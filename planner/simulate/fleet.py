@@ -1,0 +1,188 @@
+"""A fleet under a workload: routes each arrival, lets every lane run until then, and gathers what happened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from planner.simulate.fast import JumpLane
+from planner.simulate.model import FleetGroup, Workload
+from planner.simulate.record import EventBoundError, Outstanding, Record
+from planner.simulate.refute import Refuter
+from planner.simulate.result import FleetResult, GroupLoad
+from planner.simulate.step import StepLane
+from specs.deployment import SLO
+from specs.plan import Route
+from specs.service import ClassSplit, LeastOutstanding, RoundRobin
+
+MAX_EVENTS = 20_000_000  # about ten CPU minutes of the oracle: a run that needs more is not what was meant
+_CHECK_EVERY = 16  # arrivals between two looks at the limits
+_DRAIN_S = 2.0  # after the last arrival, look at the limits this often
+
+Lane = StepLane | JumpLane
+
+
+class _Group:
+    """Lanes of one group and the state that routing needs."""
+
+    def __init__(
+        self, group: FleetGroup, workload: Workload, record: Record, clock: list[float], router: str, exact: bool
+    ) -> None:
+        model = group.model
+        lanes = model.times.lanes
+        self.group = group
+        self.outstanding = Outstanding.of(group.replicas, lanes)
+        self.router: LeastOutstanding | RoundRobin = RoundRobin() if router == "round_robin" else LeastOutstanding()
+        self.can_serve = model.can_serve(workload.prompt_tokens, workload.output_tokens).tolist()
+        kind = StepLane if exact else JumpLane
+        self.replicas: list[list[Lane]] = [
+            [kind(model, lane, replica, record, self.outstanding, clock) for lane in range(lanes)]
+            for replica in range(group.replicas)
+        ]
+
+    def send(self, request: int, now_s: float) -> int:
+        """Route inside the group: a replica by the router, its emptiest lane; returns the replica."""
+        outstanding = self.outstanding
+        replica = self.router.choose(outstanding.replicas)
+        outstanding.replicas[replica] += 1
+        by_lane = outstanding.lanes[replica]
+        lane = by_lane.index(min(by_lane)) if len(by_lane) > 1 else 0
+        by_lane[lane] += 1
+        self.replicas[replica][lane].arrive(request, now_s)
+        return replica
+
+
+def simulate_fleet(
+    groups: Sequence[FleetGroup],
+    routes: Sequence[Route],
+    workload: Workload,
+    *,
+    router: Literal["least_outstanding", "round_robin"] = "least_outstanding",
+    exact: bool = False,
+    refute: Mapping[str, SLO] | None = None,
+    max_events: int = MAX_EVENTS,
+) -> FleetResult:
+    """Serve `workload` on `groups`, from empty replicas until the last request is done.
+
+    A class is split over groups by the shares of `routes` (largest deficit first); inside a group a request goes to the
+    replica with the fewest outstanding requests. `exact`: step by step on the rules of `specs.service`; otherwise by
+    event jumps, equal to it. `refute`: objectives by class; the run ends as soon as one cannot hold any more. After
+    `max_events` steps or jumps the run ends and says so. Raises `ValueError` on routes that do not fit.
+    """
+    record = Record.of(workload, max_events)
+    clock: list[float] = []
+    fleet = [_Group(group, workload, record, clock, router, exact) for group in groups]
+    lanes = [lane for group in fleet for replica in group.replicas for lane in replica]
+    splits = _splits(groups, routes, workload)
+    refuter = Refuter(workload, refute, record) if refute else None
+    group_index = [-1] * len(workload)
+    replica_index = [-1] * len(workload)
+    rejected = np.zeros(len(workload), dtype=np.bool_)
+    refuted: str | None = None
+    event_bound_hit = False
+    now_s = 0.0
+    try:
+        class_index = workload.class_index.tolist()
+        numbered = tuple(enumerate(lanes))
+        for request, now_s in enumerate(workload.arrival_s.tolist()):
+            if min(clock) <= now_s:
+                for index, lane in numbered:
+                    if clock[index] <= now_s:
+                        lane.advance(now_s)
+            if refuter is not None and request % _CHECK_EVERY == 0 and (refuted := refuter.check(now_s)):
+                break
+            chosen = splits[class_index[request]].next()
+            group_index[request] = chosen
+            if fleet[chosen].can_serve[request]:
+                replica_index[request] = fleet[chosen].send(request, now_s)
+            else:
+                rejected[request] = True
+                if refuter is not None:
+                    refuter.reject(request)
+        if refuted is None:
+            refuted = _drain(lanes, clock, now_s, refuter)
+    except EventBoundError:
+        event_bound_hit = True
+    return _result(fleet, workload, record, group_index, replica_index, rejected, max_events, event_bound_hit, refuted)
+
+
+def _splits(groups: Sequence[FleetGroup], routes: Sequence[Route], workload: Workload) -> list[ClassSplit]:
+    """How each class is split; every class needs a route, and every route a group."""
+    names = [group.id for group in groups]
+    unknown = [route.group for route in routes if route.group not in names]
+    if unknown or len(set(names)) != len(names):
+        raise ValueError(f"routes to {unknown} do not fit the groups {names}")
+    splits = []
+    for name in workload.classes:
+        own = [route for route in routes if route.request_class == name]
+        if not own:
+            raise ValueError(f"no route for request class {name!r}")
+        splits.append(ClassSplit([names.index(route.group) for route in own], [route.share for route in own]))
+    return splits
+
+
+def _drain(lanes: list[Lane], clock: list[float], now_s: float, refuter: Refuter | None) -> str | None:
+    """Let everything finish; with a refuter, look at the limits now and then."""
+    while (next_s := min(clock, default=math.inf)) < math.inf:
+        until_s = max(now_s, next_s) + _DRAIN_S if refuter is not None else math.inf
+        for lane in lanes:
+            lane.advance(until_s)
+        now_s = until_s
+        if refuter is not None and (refuted := refuter.check(now_s)):
+            return refuted
+    return None
+
+
+def _result(
+    fleet: list[_Group],
+    workload: Workload,
+    record: Record,
+    group_index: list[int],
+    replica_index: list[int],
+    rejected: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    max_events: int,
+    event_bound_hit: bool,
+    refuted: str | None,
+) -> FleetResult:
+    first_s, finish_s = np.array(record.first_s), np.array(record.finish_s)
+    group_of = np.array(group_index, dtype=np.int64)
+    done = ~np.isnan(finish_s)
+    several = done & (workload.output_tokens > 1)
+    tpot_s = np.full(len(workload), math.nan)
+    tpot_s[several] = (finish_s[several] - first_s[several]) / (workload.output_tokens[several] - 1)
+    loads = []
+    for index, group in enumerate(fleet):
+        own = done & (group_of == index)
+        by_replica = [[lane.load for lane in replica] for replica in group.replicas]
+        loads.append(
+            GroupLoad(
+                group=group.group.id,
+                busy_s=tuple(sum(load.busy_s for load in replica) / len(replica) for replica in by_replica),
+                running_peak=max(sum(load.running_peak for load in replica) for replica in by_replica),
+                blocks_peak=max(sum(load.blocks_peak for load in replica) for replica in by_replica),
+                num_blocks=group.group.model.num_blocks,
+                preemptions=sum(load.preemptions for replica in by_replica for load in replica),
+                steps=sum(load.steps for replica in by_replica for load in replica),
+                requests=int(own.sum()),
+                prompt_tokens=int(workload.prompt_tokens[own].sum()),
+                output_tokens=int(workload.output_tokens[own].sum()),
+            )
+        )
+    return FleetResult(
+        ttft_s=first_s - workload.arrival_s,
+        tpot_s=tpot_s,
+        e2e_s=finish_s - workload.arrival_s,
+        group_index=group_of,
+        replica_index=np.array(replica_index, dtype=np.int64),
+        preemptions=np.array(record.preemptions, dtype=np.int64),
+        rejected=rejected,
+        groups=tuple(loads),
+        horizon_s=workload.horizon_s,
+        end_s=float(finish_s[done].max()) if done.any() else 0.0,
+        events=max_events - record.events_left,
+        event_bound_hit=event_bound_hit,
+        refuted_early=refuted,
+    )

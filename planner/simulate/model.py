@@ -1,0 +1,124 @@
+"""What a simulation is given: requests, replicas and where requests may go. Frozen; arrays are read only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.step_times import StepTimes
+from specs.plan import Limits, Scheduling
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in order of arrival; four arrays of one length. Arrivals in seconds from the start of the window."""
+
+    classes: tuple[str, ...]
+    class_index: IntArray
+    arrival_s: FloatArray
+    prompt_tokens: IntArray
+    output_tokens: IntArray
+    window_s: float | None = None  # length of the arrival window; None: until the last arrival
+
+    def __post_init__(self) -> None:
+        count = len(self.arrival_s)
+        arrays = (self.class_index, self.arrival_s, self.prompt_tokens, self.output_tokens)
+        if any(array.shape != (count,) for array in arrays):
+            raise ValueError(f"a workload has arrays of one length, not {[array.shape for array in arrays]}")
+        if count == 0:
+            return
+        if not np.isfinite(self.arrival_s).all() or self.arrival_s[0] < 0 or (np.diff(self.arrival_s) < 0).any():
+            raise ValueError("arrivals must be finite, not negative and in order")
+        if self.prompt_tokens.min() < 1 or self.output_tokens.min() < 1:
+            raise ValueError("every request has at least one prompt token and one output token")
+        if self.class_index.min() < 0 or self.class_index.max() >= len(self.classes):
+            raise ValueError(f"class indices must name one of {len(self.classes)} classes")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def horizon_s(self) -> float:
+        """Length of the arrival window; rates and utilisation refer to it."""
+        if self.window_s is not None:
+            return self.window_s
+        return float(self.arrival_s[-1]) if len(self.arrival_s) else 0.0
+
+    def of_class(self, name: str) -> NDArray[np.bool_]:
+        """Mask of the requests of one class."""
+        return np.asarray(self.class_index == self.classes.index(name), dtype=np.bool_)
+
+    def select(self, mask: NDArray[np.bool_]) -> Workload:
+        """The requests under `mask`, same classes, same window."""
+        return Workload(
+            self.classes,
+            self.class_index[mask],
+            self.arrival_s[mask],
+            self.prompt_tokens[mask],
+            self.output_tokens[mask],
+            self.horizon_s,
+        )
+
+
+@dataclass(frozen=True)
+class ReplicaModel:
+    """One replica as the simulator sees it: how long a step takes, and what may be in it.
+
+    With pipeline stages (`times.lanes` > 1) that many batches are in flight. Each lane is simulated as a batch of its
+    own with an equal part of the seats and of the blocks and the whole token budget; a request stays in its lane.
+    """
+
+    times: StepTimes
+    limits: Limits
+    num_blocks: int
+    block_size_tokens: int
+    scheduling: Scheduling
+
+    def __post_init__(self) -> None:
+        times, limits = self.times, self.limits
+        if limits.max_num_batched_tokens < self.lane_seqs(0):
+            raise ValueError("max_num_batched_tokens must reach max_num_seqs, or decoding sequences starve")
+        if len(times.tokens_s) <= limits.max_num_batched_tokens:
+            raise ValueError(f"tokens_s ends at {len(times.tokens_s) - 1}, below max_num_batched_tokens")
+        if len(times.sampled_s) <= self.lane_seqs(0):
+            raise ValueError(f"sampled_s ends at {len(times.sampled_s) - 1}, below max_num_seqs")
+        if times.lanes < 1 or self.num_blocks < times.lanes or self.block_size_tokens < 1:
+            raise ValueError(f"{self.num_blocks} blocks cannot be shared by {times.lanes} lanes")
+        if min(times.tokens_s[1 : limits.max_num_batched_tokens + 1]) <= 0:
+            raise ValueError("a step takes time: tokens_s must be positive from one token on")
+        if not self.scheduling.chunked_prefill:
+            raise ValueError("only chunked prefill is simulated")
+
+    def lane_seqs(self, lane: int) -> int:
+        """Seats of one lane: equal parts, the first lanes take the remainder, at least one each."""
+        base, rest = divmod(self.limits.max_num_seqs, self.times.lanes)
+        return max(1, base + (lane < rest))
+
+    def lane_blocks(self, lane: int) -> int:
+        """KV blocks of one lane, shared out like seats."""
+        base, rest = divmod(self.num_blocks, self.times.lanes)
+        return base + (lane < rest)
+
+    def can_serve(self, prompt_tokens: IntArray, output_tokens: IntArray) -> NDArray[np.bool_]:
+        """Mask of requests that fit any lane alone: `specs.service.admission.may_ever_run`, on arrays."""
+        total = prompt_tokens + output_tokens
+        blocks = -(-(total - 1) // self.block_size_tokens)
+        return (total <= self.limits.max_model_len) & (blocks <= self.num_blocks // self.times.lanes)
+
+
+@dataclass(frozen=True)
+class FleetGroup:
+    """`replicas` equal replicas behind one router."""
+
+    id: str
+    replicas: int
+    model: ReplicaModel
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ValueError(f"group {self.id!r} has {self.replicas} replicas")

@@ -1,0 +1,120 @@
+"""Why a plan is what it is, and what differs between two."""
+
+from __future__ import annotations
+
+import pytest
+from planning import CHAT, H100, L40S, plan_of
+
+from planner.diff import diff
+from planner.explain import explain, nearest_misses
+from planner.problem import Problem, pose
+from specs.deployment import DeploymentSpec
+from specs.plan import Plan
+
+LLAMA = "{small: {architecture: meta-llama/Llama-3.1-8B, weights: [bf16, fp8]}}"
+A10G = "{name: a10g, device: a10g, count: 4, gpus_per_node: 4, price: $5/h, rent: gpu}"
+L4 = "{name: l4, device: l4, count: 1, gpus_per_node: 1, price: $0.1/h, rent: gpu}"
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return plan_of(
+        models=LLAMA,
+        pools=(L40S, H100, A10G, L4),
+        traffic=CHAT.replace("4/s", "25/s"),
+        rest="limits: {budget: $2/h}",
+    )
+
+
+@pytest.fixture(scope="module")
+def problem(plan: Plan) -> Problem:
+    return pose(DeploymentSpec.model_validate(plan.spec), ".")
+
+
+def test_every_configuration_is_used_or_discarded_and_the_counts_add_up(plan: Plan, problem: Problem) -> None:
+    every = len(problem.families) + len(problem.dropped)
+    used = {
+        (group.pool, group.layout.model_dump_json(), group.weights_dtype, group.cache.kv_dtype) for group in plan.groups
+    }
+    assert len(plan.discarded) + len(used) == every
+    assert sum(plan.discarded_counts.values()) == len(plan.discarded)
+    assert explain(plan).counts == plan.discarded_counts
+
+
+def test_no_configuration_that_was_simulated_is_called_unsimulated(plan: Plan) -> None:
+    for item in plan.discarded:
+        if "never simulated" in item.detail:
+            assert item.configuration.max_num_seqs == 0
+        elif item.reason in ("cost", "tie"):
+            assert "(simulated)" in item.detail
+
+
+def test_nearest_misses_come_in_order_one_for_each_layout(plan: Plan) -> None:
+    misses = nearest_misses(plan)
+    assert misses
+    keys = [(item.reason == "slo", item.margin) for item in misses]
+    assert keys == sorted(keys)
+    where = [
+        (item.configuration.pool, item.configuration.tensor_parallel, item.configuration.pipeline_parallel)
+        for item in misses
+    ]
+    assert len(where) == len(set(where))
+    assert nearest_misses(plan, most=2) == misses[:2]
+    assert not {"memory", "heads", "dominated"} & {item.reason for item in misses}
+
+
+def test_every_pool_has_its_verdict(plan: Plan) -> None:
+    verdicts = {verdict.pool: verdict for verdict in explain(plan).pools}
+    assert set(verdicts) == {"l40s", "h100", "a10g", "l4"}
+    chosen = {group.pool for group in plan.groups}
+    for name, verdict in verdicts.items():
+        assert (verdict.used_gpus > 0) == (name in chosen)
+        assert verdict.text.startswith("chosen: ") == (name in chosen)
+    assert "dearer" in verdicts["h100"].text or "costs the same" in verdicts["h100"].text
+    assert "best: TP" in verdicts["a10g"].text
+    assert verdicts["l4"].text.startswith(("the pool holds too few", "breaks a latency limit"))
+
+
+def test_a_pool_left_out_by_choices_says_so() -> None:
+    found = plan_of(pools=(L40S, H100), rest="choices: {small: {pool: l40s}}")
+    verdicts = {verdict.pool: verdict.text for verdict in explain(found).pools}
+    assert verdicts["h100"] == "no configuration was allowed here by `choices`"
+
+
+def test_what_binds_is_what_has_no_room(plan: Plan) -> None:
+    binding = {item.statement: item for item in explain(plan).binding}
+    assert plan.cost.usd_per_hour == 2.0
+    assert binding["limits.budget"].used == "$2.00/h"
+    assert "limits.budget" not in {item.statement for item in plan_of().binding}
+
+
+def test_the_summary_states_value_bound_and_laws(plan: Plan) -> None:
+    first, second, third = explain(plan).summary
+    assert first.startswith("minimise cost: 2 $/h; no plan under this cost model is below")
+    assert f"{plan.certificate.simulations} simulations" in second
+    checks = len(plan.certificate.checks)
+    assert third.startswith(f"{checks} of {checks} laws hold")
+
+
+def test_equal_plans_do_not_differ(plan: Plan) -> None:
+    assert diff(plan, Plan.model_validate_json(plan.to_json())) == ()
+
+
+def test_a_difference_is_named_with_both_sides() -> None:
+    old, new = plan_of(), plan_of(rest="choices: {small: {replicas: 2}}")
+    found = {(item.topic, item.what): (item.old, item.new) for item in diff(old, new)}
+    replicas = [sides for (topic, what), sides in found.items() if topic == "decision" and what.endswith("replicas")]
+    assert replicas == [("1", "2")]
+    assert found["cost", "per hour"] == ("$1.00", "$2.00")
+    assert found["certificate", "value"] == ("1", "2")
+    topics = [item.topic for item in diff(old, new)]
+    assert topics == sorted(topics, key=["decision", "cost", "prediction", "certificate", "spec"].index)
+
+
+def test_what_only_one_side_has_is_none_on_the_other() -> None:
+    old, new = plan_of(), plan_of(pools=(L40S.replace("name: l40s", "name: other"),))
+    found = {item.what: (item.old, item.new) for item in diff(old, new)}
+    assert found["nodes of l40s"] == ("1", None)
+    assert found["nodes of other"] == (None, "1")
+    backwards = {item.what: (item.new, item.old) for item in diff(new, old)}
+    assert backwards == found

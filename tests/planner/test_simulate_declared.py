@@ -1,0 +1,148 @@
+"""From a declaration to requests: windows, seeds, overridden lengths, sources."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from planner.simulate import declared_workload, slos_of
+from specs.deployment import (
+    SLO,
+    ArrivalSpec,
+    ClosedLoopSpec,
+    DeploymentSpec,
+    FixedLength,
+    HardwareSpec,
+    HistogramLength,
+    LengthSpec,
+    LognormalLength,
+    MeanLength,
+    ModelSpec,
+    PercentileLimit,
+    PoolSpec,
+    TraceSpec,
+    TrafficClass,
+    UniformLength,
+)
+from specs.errors import InputError, NotHonouredError
+
+
+def spec(*traffic: TrafficClass) -> DeploymentSpec:
+    return DeploymentSpec(
+        name="test",
+        models={"m": ModelSpec(architecture="some/model")},
+        hardware=HardwareSpec(pools=(PoolSpec(name="p", device="d", count=1, gpus_per_node=1),)),
+        traffic=traffic,
+    )
+
+
+def drawn(name: str, rate: float = 10.0, prompt: LengthSpec | None = None) -> TrafficClass:
+    return TrafficClass(
+        name=name,
+        model="m",
+        arrivals=ArrivalSpec(rate_per_s=rate),
+        prompt_tokens=prompt or LognormalLength(mean_tokens=500, p99_tokens=2000),
+        output_tokens=MeanLength(mean_tokens=40, max_tokens=256),
+    )
+
+
+def write_trace(folder: Path, rows: int = 200) -> bytes:
+    text = "arrival_s,prompt_tokens,output_tokens\n"
+    text += "".join(f"{index * 0.5},{100 + index},{1 + index % 7}\n" for index in range(rows))
+    (folder / "t.csv").write_text(text)
+    return text.encode()
+
+
+def test_same_seed_same_requests_and_classes_do_not_disturb_each_other(tmp_path: Path) -> None:
+    one, _ = declared_workload(spec(drawn("a"), drawn("b")), tmp_path, seconds=60, seed=4)
+    two, _ = declared_workload(spec(drawn("a"), drawn("b")), tmp_path, seconds=60, seed=4)
+    assert one.arrival_s.tolist() == two.arrival_s.tolist()
+    assert one.prompt_tokens.tolist() == two.prompt_tokens.tolist()
+    alone, _ = declared_workload(spec(drawn("b")), tmp_path, seconds=60, seed=4)
+    assert one.arrival_s[one.of_class("b")].tolist() == alone.arrival_s.tolist()
+    assert one.output_tokens[one.of_class("b")].tolist() == alone.output_tokens.tolist()
+    assert one.arrival_s[one.of_class("a")].tolist() != alone.arrival_s.tolist()
+    other, _ = declared_workload(spec(drawn("a"), drawn("b")), tmp_path, seconds=60, seed=5)
+    assert other.arrival_s.tolist() != one.arrival_s.tolist()
+    assert (np.diff(one.arrival_s) >= 0).all()
+    assert one.horizon_s == 60
+
+
+def test_trace_is_scaled_then_cut_and_its_source_is_named(tmp_path: Path) -> None:
+    data = write_trace(tmp_path)
+    traffic = TrafficClass(name="t", model="m", trace=TraceSpec(file="t.csv", rate_per_s=4.0))
+    workload, (window,) = declared_workload(spec(traffic), tmp_path, seconds=10)
+    # 2/s becomes 4/s: 200 requests in 50 s; prompts grow, so the last 10 s are the busiest
+    assert len(workload) == 40
+    assert workload.prompt_tokens[-1] == 299
+    assert workload.arrival_s[0] == 0.0
+    assert workload.horizon_s == 10
+    assert window.source == "t.csv"
+    assert window.sha256 == hashlib.sha256(data).hexdigest()
+    assert (window.start_s, window.end_s, window.requests) == (40.0, 50.0, 40)
+
+
+def test_a_short_trace_is_kept_whole_and_its_own_length_is_the_window(tmp_path: Path) -> None:
+    write_trace(tmp_path)
+    traffic = TrafficClass(name="t", model="m", trace=TraceSpec(file="t.csv"))
+    workload, (window,) = declared_workload(spec(traffic), tmp_path, seconds=600)
+    assert len(workload) == 200
+    assert workload.horizon_s == window.end_s == 99.5
+
+
+def test_declared_lengths_replace_those_of_the_trace(tmp_path: Path) -> None:
+    write_trace(tmp_path)
+    (tmp_path / "h.csv").write_text("tokens,count\n11,1\n")
+    traffic = TrafficClass(
+        name="t",
+        model="m",
+        trace=TraceSpec(file="t.csv"),
+        prompt_tokens=HistogramLength(file="h.csv"),
+        output_tokens=FixedLength(tokens=3),
+    )
+    workload, _ = declared_workload(spec(traffic), tmp_path)
+    assert set(workload.prompt_tokens.tolist()) == {11}
+    assert set(workload.output_tokens.tolist()) == {3}
+
+
+def test_lengths_without_times_arrive_at_the_declared_rate(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("num_prefill_tokens,num_decode_tokens\n5,1\n6,2\n")
+    traffic = TrafficClass(name="t", model="m", trace=TraceSpec(file="s.csv", format="sharegpt", rate_per_s=5.0))
+    workload, _ = declared_workload(spec(traffic), tmp_path, seconds=100)
+    assert len(workload) == pytest.approx(500, abs=90)
+    assert workload.prompt_tokens[:4].tolist() == [5, 6, 5, 6]
+    with pytest.raises(InputError, match="no times"):
+        declared_workload(
+            spec(TrafficClass(name="t", model="m", trace=TraceSpec(file="s.csv", format="sharegpt"))), tmp_path
+        )
+
+
+def test_processes_and_uniform_lengths(tmp_path: Path) -> None:
+    traffic = TrafficClass(
+        name="t",
+        model="m",
+        arrivals=ArrivalSpec(rate_per_s=2.0, process="constant", cv=0.0),
+        prompt_tokens=UniformLength(low_tokens=3, high_tokens=4),
+        output_tokens=FixedLength(tokens=1),
+    )
+    workload, (window,) = declared_workload(spec(traffic), tmp_path, seconds=3)
+    assert workload.arrival_s.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert window.source == "constant arrivals at 2/s"
+    assert window.sha256 is None
+
+
+def test_what_is_not_simulated_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotHonouredError):
+        declared_workload(spec(TrafficClass(name="t", model="m", closed_loop=ClosedLoopSpec(concurrency=3))), tmp_path)
+    with pytest.raises(InputError, match="no request arrives"):
+        declared_workload(spec(drawn("t", rate=1e-9)), tmp_path, seconds=10)
+
+
+def test_objectives_by_class() -> None:
+    slo = SLO(percentiles=(PercentileLimit(metric="ttft", percentile=90, limit_s=1.0),))
+    traffic = (drawn("a").model_copy(update={"slo": slo}), drawn("b"))
+    assert slos_of(spec(*traffic)) == {"a": slo}
+    assert slos_of(spec(*traffic), "other") == {}

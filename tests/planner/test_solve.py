@@ -1,0 +1,224 @@
+"""The solver's answers against brute force over integers, and its statuses as they are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import replace
+
+import pulp
+import pytest
+
+from planner.optimize import solve as module
+from planner.optimize.programme import Column, OptimisticFamily, Pool, Programme, slot_gpus
+from planner.optimize.solve import second_opinion, solve
+from specs.errors import CapstanError
+
+POOL = Pool("p", 8, 8, 1.0, "gpu")
+EASY = Programme((POOL,), (Column("a", "m", "p", 1, (("chat", 0.3),)),), (), ("chat",), "cost")
+
+
+def random_programme(seed: int) -> Programme:
+    draw = random.Random(seed)
+    pools = (
+        Pool("n", 8 * draw.randint(1, 2), 8, draw.choice([1.0, 2.9]), "node"),
+        Pool("g", draw.randint(1, 6), 4, draw.choice([1.1, 3.0]), "gpu"),
+    )
+    classes = ("chat", "code")[: draw.randint(1, 2)]
+    columns = tuple(
+        Column(
+            f"c{index}",
+            draw.choice(["m", "n"]),
+            draw.choice(["n", "g"]),
+            draw.choice([1, 2, 4]),
+            tuple((name, draw.choice([0.07, 0.2, 0.34, 0.5, 1.3])) for name in draw.sample(classes, len(classes))),
+        )
+        for index in range(3)
+    )
+    return Programme(
+        pools,
+        columns,
+        (),
+        classes,
+        draw.choice(["cost", "gpus"]),
+        budget=draw.choice([None, 20.0]),
+        model_gpus=draw.choice([{}, {"m": 4}]),
+        model_replicas=draw.choice([{}, {"m": (1, 3)}]),
+    )
+
+
+def brute_force(data: Programme) -> float:
+    """The best value over all numbers of replicas; infinite where none is feasible."""
+    best = math.inf
+    pools = {pool.name: pool for pool in data.pools}
+    ranges = [range(pools[column.pool].devices // column.gpus + 1) for column in data.columns]
+    for counts in itertools.product(*ranges):
+        bought = list(zip(data.columns, counts, strict=True))
+        carried = {
+            name: sum(n * share for column, n in bought for of, share in column.shares if of == name)
+            for name in data.classes
+        }
+        if any(amount < 1 - 1e-6 for amount in carried.values()):
+            continue
+        cost = devices = 0.0
+        fits = True
+        for pool in data.pools:
+            slots = sum(n * slot_gpus(c.gpus, pool.node_devices) for c, n in bought if c.pool == pool.name)
+            fits &= slots <= pool.devices
+            paid = sum(n * c.gpus for c, n in bought if c.pool == pool.name)
+            if pool.rent == "node":
+                paid = math.ceil(slots / pool.node_devices) * pool.node_devices
+            devices += paid
+            cost += paid * (pool.price or 0.0)
+        fits &= data.budget is None or cost <= data.budget
+        for model, most in data.model_gpus.items():
+            fits &= sum(n * c.gpus for c, n in bought if c.model == model) <= most
+        for model, allowed in data.model_replicas.items():
+            fits &= sum(n for c, n in bought if c.model == model) in allowed
+        if fits:
+            best = min(best, cost if data.quantity == "cost" else devices)
+    return best
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_optimum_is_that_of_brute_force(seed: int) -> None:
+    data = random_programme(seed)
+    found, best = solve(data), brute_force(data)
+    assert found.value == pytest.approx(best)
+    assert found.bound == pytest.approx(best)
+    assert (found.status == "infeasible") == math.isinf(best)
+    opinion = second_opinion(data) if seed % 8 == 0 else best
+    assert opinion is None if math.isinf(best) and seed % 8 == 0 else opinion == pytest.approx(best)
+
+
+def test_the_random_programmes_are_of_both_kinds() -> None:
+    feasible = [not math.isinf(brute_force(random_programme(seed))) for seed in range(40)]
+    assert 10 < sum(feasible) < 38
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_tie_breaks_keep_the_value(seed: int) -> None:
+    data = random_programme(seed)
+    plain, tied = solve(data), solve(data, ties="all")
+    assert tied.value == pytest.approx(plain.value)
+    assert tied == solve(data, ties="all")
+    if tied.status == "infeasible":
+        return
+    chosen = replace(data, columns=tuple(column for column in data.columns if column.key in tied.replicas))
+    assert brute_force(chosen) == pytest.approx(plain.value)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_programme_of_families_bounds_every_plan_of_columns(seed: int) -> None:
+    """Columns that carry at most what the utilisation law allows never beat the families that they come from."""
+    draw = random.Random(seed)
+    loads = [draw.uniform(0.3, 4.0) for _ in range(3)]
+    misses = [draw.choice([0.0, 0.05, 0.3]) for _ in range(3)]
+    gpus = [draw.choice([1, 2, 4]) for _ in range(3)]
+    pool = Pool("p", 16, 8, 1.0, draw.choice(["node", "gpu"]))
+    families = tuple(
+        OptimisticFamily(f"f{i}", "m", "p", gpus[i], (("chat", loads[i]),), (("chat", misses[i]),) if misses[i] else ())
+        for i in range(3)
+    )
+    data = Programme((pool,), (), families, ("chat",), "cost", {"chat": 0.1})
+    # What simulation may allow: less than the law says, and nothing where too many are late even alone.
+    columns = tuple(
+        Column(f"f{i}", "m", "p", gpus[i], (("chat", draw.uniform(0.4, 1.0) / loads[i]),))
+        for i in range(3)
+        if misses[i] <= 0.1
+    )
+    bound = solve(data)
+    best = brute_force(replace(data, families=(), columns=columns))
+    assert bound.bound <= best + 1e-6
+    mixed = replace(data, columns=columns[:1], families=families[1:])
+    assert solve(mixed).bound <= brute_force(replace(data, families=(), columns=columns)) + 1e-6
+
+
+class FakeHighs:
+    """A solver that stops in a given state."""
+
+    state = (pulp.LpStatusOptimal, pulp.LpSolutionIntegerFeasible)
+
+    def __init__(self, **options: object) -> None:
+        self.options = options
+
+    def available(self) -> bool:
+        return True
+
+    def actualSolve(self, problem: pulp.LpProblem) -> int:  # noqa: N802 - PuLP's name
+        problem.solverModel = self
+        for variable in problem.variables():
+            variable.varValue = 4.0
+        problem.assignStatus(*self.state)
+        return self.state[0]
+
+    def getInfo(self) -> object:  # noqa: N802 - highspy's name
+        class Info:
+            mip_dual_bound = 3.0
+
+        return Info()
+
+
+def test_a_time_limit_is_reported_as_one_with_its_own_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.pulp, "HiGHS", FakeHighs)
+    found = solve(EASY)
+    assert (found.status, found.value, found.bound, found.replicas) == ("time limit", 4.0, 3.0, {"a": 4})
+
+
+def test_no_answer_in_time_is_an_error_and_not_infeasibility(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.pulp, "HiGHS", FakeHighs)
+    monkeypatch.setattr(FakeHighs, "state", (pulp.LpStatusNotSolved, pulp.LpSolutionNoSolutionFound))
+    with pytest.raises(CapstanError, match="stopped without a plan"):
+        solve(EASY)
+    monkeypatch.setattr(FakeHighs, "state", (pulp.LpStatusInfeasible, pulp.LpSolutionInfeasible))
+    assert solve(EASY).status == "infeasible"
+
+
+def test_a_tie_break_that_fails_keeps_the_plan_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = module._run, []
+
+    def run(problem: pulp.LpProblem, time_limit_s: float) -> tuple[str, str, float]:
+        calls.append(real(problem, time_limit_s))
+        if len(calls) == 1:
+            return calls[-1]
+        for variable in problem.variables():
+            variable.varValue = 0.0
+        return calls[-1][0], "infeasible", 0.0
+
+    monkeypatch.setattr(module, "_run", run)
+    found = solve(EASY, ties="all")
+    assert (found.status, found.replicas) == ("time limit", {"a": 4})
+
+
+def test_without_highs_cbc_answers_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeHighs, "available", lambda self: False)
+    monkeypatch.setattr(module.pulp, "HiGHS", FakeHighs)
+    found = solve(EASY)
+    assert (found.solver, found.value, found.bound, found.status) == ("CBC", 4.0, 4.0, "optimal")
+
+
+def test_without_any_solver_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeHighs, "available", lambda self: False)
+    monkeypatch.setattr(module.pulp, "HiGHS", FakeHighs)
+    monkeypatch.setattr(module.pulp, "PULP_CBC_CMD", FakeHighs)
+    with pytest.raises(CapstanError, match="no solver found"):
+        solve(EASY)
+    assert second_opinion(EASY) is None
+
+
+def test_the_second_opinion_of_an_infeasible_programme_is_none() -> None:
+    assert second_opinion(replace(EASY, pools=(replace(POOL, devices=3),))) is None
+    assert second_opinion(EASY) == pytest.approx(4.0)
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    solve(EASY, ties="all")
+    second_opinion(EASY)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_tiny_load_still_needs_a_replica() -> None:
+    """1e-5 replicas of work is far above the solver's tolerance; the demand is not carried by nothing."""
+    data = replace(EASY, columns=(), families=(OptimisticFamily("f", "m", "p", 2, (("chat", 1e-5),)),))
+    assert (solve(data).value, solve(data).replicas) == (2.0, {"f": 1})
