@@ -1,0 +1,1 @@
+"""Plan -> Bundle, and Plan -> files for other engines."""

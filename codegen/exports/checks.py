@@ -1,0 +1,328 @@
+"""What must hold of a plan before a file for another engine is written: a deployment that cannot boot is never written.
+
+Each rule is one function over one group and names itself in the error. They repeat what the planner promises, from
+the plan document alone, because a plan may be written by hand; and they add what the engine itself refuses at start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isclose
+
+from codegen.exports.args import vllm_table
+from codegen.exports.checkpoint import (
+    attention_heads,
+    checkpoint_dtype,
+    is_mixture_of_experts,
+    layer_count,
+    longest_context,
+)
+from specs.document import DType
+from specs.errors import InputError, nearest_names
+from specs.plan import Plan, ReplicaGroup
+
+# Relative room for figures that the planner rounded to whole bytes.
+_ROUNDING = 1e-6
+
+
+def check_plan(plan: Plan, file: str | None = None) -> tuple[str, ...]:
+    """Raise `InputError` naming the first rule that the plan breaks; otherwise return notes worth showing.
+
+    `file` is the plan's path, for the message.
+    """
+    try:
+        if not plan.groups:
+            raise InputError("has no replica groups, so there is nothing to export", field="groups")
+        _unique_ids(plan)
+        for group in plan.groups:
+            for rule in GROUP_RULES:
+                rule(plan, group)
+        _devices_used_once(plan)
+        _routes(plan)
+    except InputError as error:
+        error.file = error.file or file
+        raise
+    return _version_notes(plan)
+
+
+def _broken(rule: str, group: ReplicaGroup, field: str, message: str, expected: str | None = None) -> InputError:
+    return InputError(f"{message} (rule: {rule})", field=f"groups.{group.id}.{field}", expected=expected)
+
+
+def _engine(plan: Plan, group: ReplicaGroup) -> None:
+    if group.engine == "capstan":
+        raise _broken("engine", group, "engine", "a group of engine 'capstan' is compiled, not exported")
+    if group.engine != "vllm":
+        raise _broken(
+            "engine", group, "engine", f"this version exports groups of engine 'vllm', not {group.engine!r}", "'vllm'"
+        )
+
+
+def _role(plan: Plan, group: ReplicaGroup) -> None:
+    if group.role != "unified":
+        raise _broken(
+            "role", group, "role", f"disaggregated groups ({group.role}) are not exported in this version", "'unified'"
+        )
+
+
+def _device(plan: Plan, group: ReplicaGroup) -> None:
+    device = plan.devices.get(group.device)
+    if device is None:
+        raise InputError(
+            f"{group.device!r} is not among the plan's devices (rule: device)",
+            field=f"groups.{group.id}.device",
+            nearest=nearest_names(group.device, plan.devices),
+        )
+    if device.vendor not in vllm_table().images:
+        raise _broken(
+            "device", group, "device", f"devices of vendor {device.vendor!r} are not exported in this version"
+        )
+    for field, dtype, allowed in (
+        ("weights_dtype", group.weights_dtype, device.weight_dtypes),
+        ("cache.kv_dtype", group.cache.kv_dtype, device.kv_dtypes),
+    ):
+        if dtype not in allowed:
+            raise _broken(
+                "dtype", group, field, f"{group.device} does not support {dtype}", ", ".join(str(d) for d in allowed)
+            )
+
+
+def _weights(plan: Plan, group: ReplicaGroup) -> None:
+    held = checkpoint_dtype(plan, group.model)
+    planned = group.weights_dtype
+    if held is None and planned not in (DType.BF16, DType.FP16, DType.FP32, DType.FP8):
+        raise _broken(
+            "weights",
+            group,
+            "weights_dtype",
+            f"the checkpoint is not quantised, and the engine cannot turn it into {planned} while loading",
+            f"a checkpoint quantised to {planned}, or fp8, bf16 or fp16",
+        )
+    if held is not None and held.bytes > planned.bytes:
+        raise _broken(
+            "weights",
+            group,
+            "weights_dtype",
+            f"the checkpoint holds {held} weights, which need more memory than the planned {planned}",
+            str(held),
+        )
+
+
+def _memory(plan: Plan, group: ReplicaGroup) -> None:
+    memory = group.cache.memory
+    parts = (
+        memory.weights_bytes
+        + memory.activation_bytes
+        + memory.context_bytes
+        + memory.collective_bytes
+        + memory.graph_bytes
+        + memory.state_bytes
+        + memory.kv_bytes
+    )
+    if parts > memory.available_bytes * (1 + _ROUNDING):
+        raise _broken(
+            "memory",
+            group,
+            "cache.memory",
+            f"the parts need {parts} bytes, and {memory.available_bytes} are available: the engine would not boot",
+        )
+    if memory.available_bytes > memory.device_bytes:
+        raise _broken(
+            "memory",
+            group,
+            "cache.memory.available_bytes",
+            f"{memory.available_bytes} bytes are available on a device of {memory.device_bytes}",
+        )
+    used = group.cache.capacity_tokens * memory.kv_bytes_per_token
+    if used > memory.kv_bytes * (1 + _ROUNDING):
+        raise _broken(
+            "KV blocks",
+            group,
+            "cache.num_blocks",
+            f"{group.cache.num_blocks} blocks need {used:.0f} bytes, and {memory.kv_bytes} are left for KV",
+        )
+
+
+def _length(plan: Plan, group: ReplicaGroup) -> None:
+    cache, longest = group.cache, group.limits.max_model_len
+    if longest > cache.capacity_tokens:
+        raise _broken(
+            "longest request",
+            group,
+            "limits.max_model_len",
+            f"{longest} tokens do not fit the KV cache of {cache.capacity_tokens}: the engine would not boot",
+            f"at most {cache.capacity_tokens}",
+        )
+    if cache.num_blocks < 2:
+        raise _broken(
+            "KV blocks", group, "cache.num_blocks", "the engine keeps one block for itself", "at least 2 blocks"
+        )
+    positions = longest_context(plan, group.model)
+    if positions is not None and longest > positions:
+        raise _broken(
+            "longest request",
+            group,
+            "limits.max_model_len",
+            f"{longest} tokens are more than the model's {positions} positions: the engine would not boot",
+            f"at most {positions}",
+        )
+
+
+def _batch(plan: Plan, group: ReplicaGroup) -> None:
+    limits, scheduling = group.limits, group.scheduling
+    if limits.max_num_batched_tokens < limits.max_num_seqs:
+        raise _broken(
+            "token budget",
+            group,
+            "limits.max_num_batched_tokens",
+            f"the engine refuses a token budget ({limits.max_num_batched_tokens}) below max_num_seqs "
+            f"({limits.max_num_seqs})",
+        )
+    if not scheduling.chunked_prefill and limits.max_num_batched_tokens < limits.max_model_len:
+        raise _broken(
+            "token budget",
+            group,
+            "limits.max_num_batched_tokens",
+            f"without chunked prefill the token budget ({limits.max_num_batched_tokens}) must hold the longest request "
+            f"({limits.max_model_len})",
+        )
+    if scheduling.prefill_policy != "mixed_chunked":
+        raise _broken(
+            "scheduling",
+            group,
+            "scheduling.prefill_policy",
+            f"the engine has no {scheduling.prefill_policy} scheduling",
+            "'mixed_chunked'",
+        )
+
+
+def _layout(plan: Plan, group: ReplicaGroup) -> None:
+    layout = group.layout
+    heads, layers = attention_heads(plan, group.model), layer_count(plan, group.model)
+    if heads is not None and heads % layout.tensor_parallel:
+        raise _broken(
+            "tensor parallel",
+            group,
+            "layout.tensor_parallel",
+            f"{layout.tensor_parallel} does not divide the model's {heads} attention heads: the engine would not boot",
+        )
+    if layers is not None and sum(layout.pipeline_stages) != layers:
+        raise _broken(
+            "pipeline stages",
+            group,
+            "layout.pipeline_stages",
+            f"the stages hold {sum(layout.pipeline_stages)} layers, and the model has {layers}",
+        )
+    experts = is_mixture_of_experts(plan, group.model)
+    if layout.attention_data_parallel > 1 and not experts:
+        raise _broken(
+            "data parallel",
+            group,
+            "layout.attention_data_parallel",
+            "the engine takes data parallelism inside a replica only for mixtures of experts",
+            "1; more replicas do the same",
+        )
+    ranks = layout.tensor_parallel * layout.attention_data_parallel
+    if layout.expert_parallel not in (1, ranks):
+        raise _broken(
+            "expert parallel",
+            group,
+            "layout.expert_parallel",
+            f"the engine spreads experts over all {ranks} ranks of a stage or over none",
+            f"1 or {ranks}",
+        )
+    if layout.expert_parallel > 1 and not experts:
+        raise _broken("expert parallel", group, "layout.expert_parallel", "the model has no experts", "1")
+
+
+def _placement(plan: Plan, group: ReplicaGroup) -> None:
+    if len(group.placement) != group.replicas:
+        raise _broken(
+            "placement",
+            group,
+            "placement",
+            f"{len(group.placement)} of {group.replicas} replicas are placed",
+            f"{group.replicas} placements",
+        )
+    for index, replica in enumerate(group.placement):
+        if len(replica.slots) != group.layout.gpus:
+            raise _broken(
+                "placement",
+                group,
+                f"placement.{index}",
+                f"has {len(replica.slots)} devices, and the layout needs {group.layout.gpus}",
+            )
+
+
+GROUP_RULES: tuple[Callable[[Plan, ReplicaGroup], None], ...] = (
+    _engine,
+    _role,
+    _device,
+    _weights,
+    _memory,
+    _length,
+    _batch,
+    _layout,
+    _placement,
+)
+
+
+def _unique_ids(plan: Plan) -> None:
+    seen = set()
+    for group in plan.groups:
+        if group.id in seen:
+            raise InputError(f"two groups have the id {group.id!r} (rule: groups)", field="groups")
+        seen.add(group.id)
+
+
+def _devices_used_once(plan: Plan) -> None:
+    users: dict[tuple[str, int, int], str] = {}
+    for group in plan.groups:
+        for index, replica in enumerate(group.placement):
+            for slot in replica.slots:
+                place = (group.pool, slot.node, slot.device)
+                if place in users:
+                    raise _broken(
+                        "placement",
+                        group,
+                        f"placement.{index}",
+                        f"device {slot.device} of node {slot.node} in pool {group.pool!r} is taken by {users[place]}",
+                    )
+                users[place] = f"{group.id} replica {index}"
+
+
+def _routes(plan: Plan) -> None:
+    groups = {group.id: group for group in plan.groups}
+    totals: dict[str, float] = {}
+    models: dict[str, str] = {}
+    for index, route in enumerate(plan.routes):
+        if route.group not in groups:
+            raise InputError(
+                f"refers to no group of the plan: {route.group!r} (rule: routes)",
+                field=f"routes.{index}.group",
+                nearest=nearest_names(route.group, groups),
+            )
+        model = groups[route.group].model
+        if models.setdefault(route.request_class, model) != model:
+            raise InputError(
+                f"sends class {route.request_class!r} to groups of two models (rule: routes)", field=f"routes.{index}"
+            )
+        totals[route.request_class] = totals.get(route.request_class, 0.0) + route.share
+    if not totals:
+        raise InputError("are empty: no request would reach a replica (rule: routes)", field="routes")
+    for request_class, total in totals.items():
+        if not isclose(total, 1.0, abs_tol=1e-3):
+            raise InputError(
+                f"of class {request_class!r} add up to {total:g} (rule: routes)", field="routes", expected="shares of 1"
+            )
+
+
+def _version_notes(plan: Plan) -> tuple[str, ...]:
+    table = vllm_table()
+    profile = plan.engines.get(table.engine)
+    if profile is None or profile.version.removeprefix("v") == table.version:
+        return ()
+    return (
+        f"The plan was made with the profile of {table.engine} {profile.version}; the arguments are those of "
+        f"{table.version}.",
+    )
