@@ -1,0 +1,293 @@
+"""`capstan`: the commands, their options and examples. Each imports its room only when it runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+import capstan
+from capstan.console import guarded
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Plan LLM serving from a declaration: which GPUs, how many, which layout and limits, for traffic and SLOs "
+        "that you can state; certified, simulated, exported for the engine you run.\n\n"
+        "Start with:  [bold]capstan plan specs/examples/chat-70b.yaml[/bold]  or  "
+        "[bold]capstan init -o spec.yaml[/bold]\n\n"
+        "Exit codes: 0 done, 1 unexpected failure, 2 the input is wrong, 3 no plan satisfies the spec."
+    ),
+)
+
+SpecArgument = Annotated[Path, typer.Argument(help="deployment spec (YAML)", metavar="SPEC")]
+PlanArgument = Annotated[Path, typer.Argument(help="plan.json written by `capstan plan`", metavar="PLAN")]
+JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, nothing else")]
+SeedOption = Annotated[int, typer.Option(min=0, help="seed of drawn arrivals and lengths")]
+Parameters = ParamSpec("Parameters")
+
+
+def ends_with_code(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """The command with its errors as one message and the documented exit code, before typer has a word in it."""
+
+    @functools.wraps(command)
+    def ended(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        code = guarded(lambda: command(*args, **kwargs))
+        if code:
+            raise typer.Exit(code)
+
+    return ended
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"capstan {capstan.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel="Plan", epilog="Example:  capstan plan specs/examples/chat-70b.yaml -o plan.json")
+@ends_with_code
+def plan(
+    spec: SpecArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="where the plan is written")] = Path("plan.json"),
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Choose a plan, certify and simulate it; print the decision and write plan.json."""
+    from capstan.commands.plan import run_plan
+
+    run_plan(spec, output, seed, json)
+
+
+@app.command(rich_help_panel="Plan", epilog="Example:  capstan explain plan.json")
+@ends_with_code
+def explain(plan: PlanArgument, json: JsonOption = False) -> None:
+    """Why this plan: what binds, why each other GPU lost, the nearest misses."""
+    from capstan.commands.explain import run_explain
+
+    run_explain(plan, json)
+
+
+@app.command(rich_help_panel="Plan", epilog="Example:  capstan diff plan-old.json plan-new.json")
+@ends_with_code
+def diff(
+    old: Annotated[Path, typer.Argument(help="the plan to compare from", metavar="OLD")],
+    new: Annotated[Path, typer.Argument(help="the plan to compare to", metavar="NEW")],
+    json: JsonOption = False,
+) -> None:
+    """What differs between two plans."""
+    from capstan.commands.diff import run_diff
+
+    run_diff(old, new, json)
+
+
+@app.command(
+    rich_help_panel="Plan",
+    epilog="Example:  capstan simulate plan.json --rate 25  (what happens at a quarter more traffic)",
+)
+@ends_with_code
+def simulate(
+    plan: PlanArgument,
+    trace: Annotated[Path | None, typer.Option(help="another trace for the plan's traffic (one class)")] = None,
+    rate: Annotated[float | None, typer.Option(help="requests/s that every class is rescaled to, in total")] = None,
+    seconds: Annotated[float, typer.Option(help="length of the busiest window that is simulated")] = 600.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="another seed of drawn arrivals and lengths")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="step by step instead of by event jumps")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Simulate a plan: percentiles, attainment, utilisation."""
+    from capstan.commands.simulate import run_simulate
+
+    run_simulate(plan, trace, rate, seconds, seed, exact, json)
+
+
+@app.command(rich_help_panel="Deploy", epilog="Example:  capstan export plan.json --to vllm -o deploy/")
+@ends_with_code
+def export(
+    plan: PlanArgument,
+    to: Annotated[str, typer.Option("--to", help="vllm | kubernetes")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to write", metavar="DIR")],
+    force: Annotated[bool, typer.Option("--force", help="write into a folder that capstan did not write")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write the plan for an engine or a cluster that you run."""
+    from capstan.commands.export import run_export
+
+    run_export(plan, to, output, force, json)
+
+
+@app.command(
+    rich_help_panel="Declare",
+    epilog="Example:  capstan init -o spec.yaml --model Qwen/Qwen3-32B --device h100-sxm --gpus 8 --rate 10/s",
+)
+@ends_with_code
+def init(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="file to write; stdout without it")] = None,
+    model: Annotated[str | None, typer.Option(help="catalogue name, or a path to a config.json")] = None,
+    device: Annotated[str | None, typer.Option(help="GPU; `capstan catalog devices` lists them")] = None,
+    gpus: Annotated[int | None, typer.Option(help="how many of them may be used")] = None,
+    price: Annotated[
+        str | None, typer.Option(help="per GPU, such as '$2.90/h'; without it the fewest GPUs win")
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="requests, such as 5/s")] = None,
+    prompt_tokens: Annotated[str | None, typer.Option(help="mean prompt tokens of a request")] = None,
+    output_tokens: Annotated[str | None, typer.Option(help="mean output tokens of a request")] = None,
+    ttft: Annotated[str | None, typer.Option(help="time to first token that 90 % keep, such as 1s")] = None,
+    tpot: Annotated[str | None, typer.Option(help="time per further token that 90 % keep, such as 50ms")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm | sglang | trtllm | capstan")] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the file")] = False,
+) -> None:
+    """A commented starter spec, by flags; asked at a terminal without any."""
+    from capstan.commands.init import run_init
+
+    run_init(output, force, model, device, gpus, price, rate, prompt_tokens, output_tokens, ttft, tpot, engine)
+
+
+@app.command(rich_help_panel="Declare", epilog="Example:  capstan validate specs/examples/chat-70b.yaml")
+@ends_with_code
+def validate(spec: SpecArgument, json: JsonOption = False) -> None:
+    """Check a spec and show it with all defaults."""
+    from capstan.commands.validate import run_validate
+
+    run_validate(spec, json)
+
+
+@app.command(rich_help_panel="Declare", epilog="Example:  capstan schema deployment > deployment.schema.json")
+@ends_with_code
+def schema(
+    document: Annotated[
+        str, typer.Argument(help="deployment | plan | bundle | measurements | profile | engine | device")
+    ] = "deployment",
+) -> None:
+    """Print the JSON schema of a document, for editors and other programs."""
+    from capstan.commands.schema import run_schema
+
+    run_schema(document)
+
+
+@app.command(rich_help_panel="Declare", epilog="Example:  capstan catalog devices h100-sxm")
+@ends_with_code
+def catalog(
+    kind: Annotated[str, typer.Argument(help="models | devices | nodes | engines")] = "devices",
+    name: Annotated[str | None, typer.Argument(help="show one entry with its sources")] = None,
+    json: JsonOption = False,
+) -> None:
+    """The facts that Capstan ships: models, devices, nodes, engines."""
+    from capstan.commands.catalog import run_catalog
+
+    run_catalog(kind, name, json)
+
+
+@app.command(
+    rich_help_panel="Run",
+    epilog="Example:  capstan compile plan.json -o bundle/ --target sm_90,gfx942",
+)
+@ends_with_code
+def compile(
+    plan: PlanArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to write", metavar="DIR")],
+    target: Annotated[
+        list[str] | None, typer.Option(help="sm_80 | sm_90 | gfx942 | cpu ...; default: the plan's devices")
+    ] = None,
+    group: Annotated[list[str] | None, typer.Option(help="only these replica groups")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compile the plan's `engine: capstan` groups: programs, Triton kernels, binaries, resources. Needs no GPU."""
+    from capstan.commands.compile import run_compile
+
+    run_compile(plan, output, target, group, json)
+
+
+@app.command(rich_help_panel="Run", epilog="Example:  capstan serve bundle/ --group group-0 --port 8000")
+@ends_with_code
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="folder written by `capstan compile`", metavar="BUNDLE")],
+    group: Annotated[str | None, typer.Option(help="replica group; needed where the bundle has several")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(help="port to listen on")] = None,
+    model: Annotated[Path | None, typer.Option(help="checkpoint folder (config, safetensors, tokenizer)")] = None,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda")] = "auto",
+    drain: Annotated[float, typer.Option(help="seconds that running requests get when stopped")] = 30.0,
+) -> None:
+    """Serve one replica of a bundle here: the OpenAI protocol, the plan's limits enforced."""
+    from capstan.commands.serve import run_serve
+
+    run_serve(bundle, group, host, port, model, device, drain)
+
+
+@app.command(rich_help_panel="Run", epilog="Example:  capstan up specs/examples/quickstart.yaml --smoke")
+@ends_with_code
+def up(
+    spec: SpecArgument,
+    model: Annotated[Path | None, typer.Option(help="your checkpoint folder, in place of the spec's model")] = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="port to listen on (default 8000; any free one with --smoke)")
+    ] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="start, send requests, check them, stop")] = False,
+    profile: Annotated[Path | None, typer.Option(help="profile written by `capstan calibrate`")] = None,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda")] = "auto",
+    seed: Annotated[int, typer.Option(help="seed of a model made on the spot")] = 0,
+    drain: Annotated[float, typer.Option(help="seconds that running requests get when stopped")] = 30.0,
+) -> None:
+    """Plan, compile and serve a one-model spec of `engine: capstan` on this machine in one go."""
+    from capstan.commands.up import run_up
+
+    run_up(spec, model, host, port, smoke, profile, device, seed, drain)
+
+
+@app.command(
+    rich_help_panel="Plan",
+    epilog="Example:  capstan estimate --operators gemm_perf.parquet --device h100_sxm -o predicted.csv",
+)
+@ends_with_code
+def estimate(
+    operators: Annotated[Path, typer.Option(help="kernel table (parquet or CSV): gemm, attention, moe, nccl ...")],
+    device: Annotated[str, typer.Option(help="GPU; `capstan catalog devices` lists them")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write")],
+    json: JsonOption = False,
+) -> None:
+    """Predict the latency of every row of a kernel table; each row and column passes through in order."""
+    from capstan.commands.estimate import run_estimate
+
+    run_estimate(operators, device, output, json)
+
+
+@app.command(rich_help_panel="Run", epilog="Example:  capstan calibrate -o cpu-profile.json")
+@ends_with_code
+def calibrate(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="profile to write (default: where `capstan up` finds it)")
+    ] = None,
+    measurements: Annotated[Path | None, typer.Option(help="also write what was measured")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure this machine's CPU for some seconds and fit its profile, so that predictions are of this machine."""
+    from capstan.commands.calibrate import run_calibrate
+
+    run_calibrate(output, measurements, json)
+
+
+def main() -> None:
+    """Console entry point: runs the command and exits with the documented code."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

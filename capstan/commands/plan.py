@@ -1,0 +1,237 @@
+"""`capstan plan`: choose and certify a plan, print the decision, write plan.json."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import capstan
+from capstan.console import count_text, facts, limit_text, out, print_json, progress_line, seconds_text, table
+from capstan.input_files import at_its_line, read_spec
+from specs.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from specs.deployment import SLO, DeploymentSpec
+    from specs.plan import ClassPrediction, GroupPrediction, Plan, ReplicaGroup
+
+SHOWN = ("p50", "p90", "p99")
+Metrics = tuple[tuple[str, str, dict[str, float]], ...]  # field of an SLO, what people call it, percentiles in seconds
+
+
+def run_plan(spec: Path, output: Path, seed: int, json_output: bool) -> None:
+    """Plan `spec` and write the plan to `output`; the decision as a table, or the plan itself as JSON on stdout.
+
+    `InputError` (exit 2) for wrong input, `NoPlanError` (exit 3) where nothing satisfies the spec; then nothing is
+    written.
+    """
+    if output.is_dir():  # known before minutes of planning are lost on it
+        raise InputError("is a folder", file=str(output), expected="a file such as plan.json")
+    started = time.perf_counter()
+    plan = planned(spec, seed)
+    # relative to the plan, so that both may be moved together and the bytes do not depend on the current folder
+    folder = os.path.relpath(spec.resolve().parent, output.resolve().parent)
+    plan = plan.model_copy(update={"traffic_folder": Path(folder).as_posix()})
+    plan.write(output)
+    if json_output:
+        print_json(plan.model_dump(mode="json"))
+        return
+    print_decision(plan)
+    console = out()
+    simulations = count_text(plan.certificate.simulations, "simulation")
+    console.print(f"wrote {output}  ({simulations}, {time.perf_counter() - started:.1f} s)", markup=False)
+    console.print(f"next: capstan explain {output}", markup=False)
+    if all(group.engine == "vllm" for group in plan.groups):
+        console.print(f"      capstan export {output} --to vllm -o deploy/", markup=False)
+
+
+def planned(spec: Path, seed: int = 0) -> Plan:
+    """The plan of a spec file; errors carry the line of the statement they are about."""
+    from planner.plan import make_plan
+
+    loaded = read_spec(spec)
+    with progress_line("planning") as progress, at_its_line(loaded):
+        return make_plan(loaded.spec, loaded.base_dir, seed=seed, progress=progress, version=capstan.__version__)
+
+
+def print_decision(plan: Plan) -> None:
+    """What to run, what it will do, what it costs, how good it is proven to be."""
+    console = out()
+    console.print(f"\n{plan.name}: {plan.certificate.objective}\n", markup=False, style="bold")
+    for part in (groups_table(plan), classes_table(plan), facts(list(summary(plan)))):
+        console.print(part)
+        console.print()
+
+
+def groups_table(plan: Plan) -> Table:
+    """One column a replica group, one row a figure."""
+    made = table("what to run", ["", *(group.id for group in plan.groups)])
+    loads = {load.group: load for load in plan.predictions.groups}
+    rows: dict[str, list[str]] = {}
+    for group in plan.groups:
+        for name, value in _group_rows(plan, group, loads[group.id]):
+            rows.setdefault(name, []).append(value)
+    for name, values in rows.items():
+        made.add_row(name, *values)
+    return made
+
+
+def _group_rows(plan: Plan, group: ReplicaGroup, load: GroupPrediction) -> Iterator[tuple[str, str]]:
+    layout, limits, cache = group.layout, group.limits, group.cache
+    nodes = len({slot.node for replica in group.placement for slot in replica.slots})
+    stages = f", stages of {', '.join(map(str, layout.pipeline_stages))} layers" if layout.pipeline_parallel > 1 else ""
+    yield "model", group.model
+    if len(plan.spec["traffic"]) > 1:
+        yield "requests", _shares(plan, group.id)
+    yield "engine", group.engine
+    yield "hardware", f"{layout.gpus * group.replicas} x {group.device} on {count_text(nodes, 'node')} of {group.pool}"
+    yield "replicas", f"{group.replicas} of {count_text(layout.gpus, _noun(plan, group))}"
+    yield "layout", f"TP {layout.tensor_parallel}, PP {layout.pipeline_parallel}{stages}"
+    yield "weights", str(group.weights_dtype)
+    yield "KV cache", f"{cache.kv_dtype}, {cache.num_blocks:,} blocks of {cache.block_size_tokens}"
+    yield "max sequences", f"{limits.max_num_seqs:,}"
+    yield "token budget", f"{limits.max_num_batched_tokens:,}"
+    yield "max length", f"{limits.max_model_len:,}"
+    yield "utilisation", f"{load.utilisation:.0%} of the best batches' capacity"
+    yield "at the peak", f"{load.running_peak:,} sequences, {load.kv_occupancy_peak:.0%} of the blocks"
+    yield "preemptions", f"{load.preemptions:,}"
+
+
+def _shares(plan: Plan, group_id: str) -> str:
+    own = [route for route in plan.routes if route.group == group_id]
+    return ", ".join(f"{route.share:.0%} of {route.request_class}" for route in own) or "-"
+
+
+def _noun(plan: Plan, group: ReplicaGroup) -> str:
+    """GPU, or CPU where the pool's device is one."""
+    pool = next(pool for pool in plan.spec["hardware"]["pools"] if pool["name"] == group.pool)
+    return "CPU" if plan.devices[pool["device"]].vendor == "cpu" else "GPU"
+
+
+def classes_table(plan: Plan) -> Table:
+    """Per request class: percentiles, what was reached of each limit, and the attainment with its 95 % interval."""
+    made = table("what it will do (simulated)", ("class", "metric", *SHOWN, "reached of promised"), right=SHOWN)
+    slos = {traffic.name: traffic.slo for traffic in embedded_spec(plan).traffic}
+    for prediction in plan.predictions.classes:
+        slo = slos[prediction.request_class]
+        first = (prediction.request_class, f"{prediction.rate_per_s:.3g}/s", "")
+        for label, (metric, name, values) in zip(first, metrics_of(prediction), strict=True):
+            shown = (seconds_text(values.get(rank)) for rank in SHOWN)
+            made.add_row(label, name, *shown, "\n".join(_limits(slo, metric, values)))
+        promise = f" of {100 * slo.attainment:g}%" if slo is not None and slo.attainment is not None else ""
+        interval = prediction.attainment_interval
+        met = f"{prediction.attainment:.2%}{promise}\n({interval.low:.2%} to {interval.high:.2%})"
+        made.add_row("", "all limits", *("" for _ in SHOWN), met, end_section=True)
+    return made
+
+
+def embedded_spec(plan: Plan) -> DeploymentSpec:
+    """The spec that the plan was made for."""
+    from specs.deployment import DeploymentSpec
+
+    return DeploymentSpec.model_validate(plan.spec)
+
+
+def metrics_of(prediction: ClassPrediction) -> Metrics:
+    return (
+        ("ttft", "TTFT", prediction.ttft_s),
+        ("tpot", "TPOT", prediction.tpot_s),
+        ("e2e", "end to end", prediction.e2e_s),
+    )
+
+
+def _limits(slo: SLO | None, metric: str, values: dict[str, float]) -> Iterator[str]:
+    """Per limit of one metric: what the asked percentile reached, of what was promised."""
+    if slo is None:
+        return
+    for limit in slo.percentiles:
+        if limit.metric == metric:
+            rank = f"p{limit.percentile:g}"
+            yield f"{rank}: {seconds_text(values.get(rank))} of {limit_text(limit.limit_s)}"
+    for name, seconds in slo.joint.items():
+        if name == metric:
+            yield f"within {limit_text(seconds)}"
+
+
+def summary(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Label and sentence: hardware, cost, throughput, proof, what was simulated, confidence, what binds."""
+    cost, certificate = plan.cost, plan.certificate
+    nouns = {_noun(plan, group) for group in plan.groups}
+    noun = nouns.pop() if len(nouns) == 1 else "device"
+    nodes = ", ".join(f"{count_text(count, 'node')} of {pool}" for pool, count in cost.nodes.items())
+    idle = f", {cost.gpus_rented - cost.gpus} of them idle" if cost.gpus_rented > cost.gpus else ""
+    yield "hardware", f"{count_text(cost.gpus_rented, noun)} on {nodes}{idle}; {cost.power_w / 1000:.1f} kW"
+    if cost.usd_per_hour is not None:
+        each = f"${cost.usd_per_hour:,.2f}/h"
+        if cost.usd_per_million_tokens is not None and cost.usd_per_million_output_tokens is not None:
+            each += (
+                f"; ${cost.usd_per_million_tokens:.3f} per million tokens, "
+                f"${cost.usd_per_million_output_tokens:.2f} per million output tokens"
+            )
+        yield "cost", each
+    prompt = sum(group.prompt_tokens_per_s for group in plan.predictions.groups)
+    output = sum(group.output_tokens_per_s for group in plan.predictions.groups)
+    yield "throughput", f"{prompt:,.0f} prompt and {output:,.0f} output tokens/s (simulated)"
+    yield from _proof(plan, noun)
+    for window in certificate.windows:
+        yield (
+            "simulated",
+            f"{window.request_class}: {count_text(window.requests, 'request')}, "
+            f"{window.start_s:.0f} to {window.end_s:.0f} s of {window.source}",
+        )
+    yield "confidence", f"step costs predicted, fit {plan.predictions.confidence}{_errors_text(plan)}"
+    for note in plan.predictions.notes:
+        yield "", note
+    for binding in plan.binding:
+        yield "binding", f"{binding.statement}: {binding.used} of {binding.limit}"
+
+
+def _proof(plan: Plan, noun: str) -> Iterator[tuple[str, str]]:
+    certificate = plan.certificate
+
+    def amount(value: float) -> str:
+        if plan.spec["objective"]["quantity"] == "cost":
+            return f"${value:,.2f}/h"
+        return f"{value:,.4g} {noun}" + ("" if value == 1 else "s")
+
+    holding = sum(check.holds for check in certificate.checks)
+    yield (
+        "proof",
+        f"gap {certificate.priced_gap:.1%}: no mix of the {count_text(certificate.columns, 'configuration')} is below "
+        f"{amount(certificate.priced_bound)} at the loads that simulation allows",
+    )
+    yield (
+        "",
+        f"gap {certificate.gap:.1%}: none is below {amount(certificate.bound)} under this cost model, even if nothing "
+        "ever queued",
+    )
+    yield (
+        "",
+        f"{certificate.solver}: {certificate.solver_status}; {holding} of {len(certificate.checks)} laws hold in the "
+        "re-check without it",
+    )
+
+
+def _errors_text(plan: Plan) -> str:
+    """The kernel errors of the profiles in use, as their fit reported them; of borrowed ones nothing is known."""
+    found = []
+    for group in plan.groups:
+        pool = next(pool for pool in plan.spec["hardware"]["pools"] if pool["name"] == group.pool)
+        profile = plan.profiles[pool["device"]]
+        if profile.confidence == "borrowed":
+            found.append(f"{group.device} unknown")
+            continue
+        quantiles = profile.error_quantiles
+        held_out = {
+            name: value for name, value in quantiles.items() if "not_held_out" not in name and "_from_" not in name
+        }
+        median = [value for name, value in held_out.items() if name.endswith("p50")]
+        if median:
+            found.append(f"{group.device} {min(median):.0%} to {max(median):.0%}")
+    if not found:
+        return ""
+    return "; median error of single kernels, by kind, on held-out rows: " + ", ".join(dict.fromkeys(found))

@@ -1,0 +1,104 @@
+"""`capstan simulate`: what a plan does under its own traffic, another trace, another rate or another seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capstan.commands.plan import embedded_spec
+from capstan.console import count_text, limit_text, out, print_json, progress_line, seconds_text, table
+from capstan.input_files import read_plan
+from specs.errors import InputError
+
+if TYPE_CHECKING:
+    from specs.deployment import SLO
+
+SHOWN = ("p50", "p90", "p95", "p99")
+METRICS = (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "E2E"))
+
+
+def run_simulate(
+    plan: Path,
+    trace: Path | None,
+    rate: float | None,
+    seconds: float,
+    seed: int | None,
+    exact: bool,
+    json_output: bool,
+) -> None:
+    """Simulate and print percentiles, attainment, load; the verdict does not change the exit code."""
+    from planner.simulate_plan import simulate_plan
+
+    document = read_plan(plan)
+    started = time.process_time()
+    with progress_line("simulating"), _in_plan(plan):
+        summary = simulate_plan(
+            document, plan.parent, trace=trace, rate_per_s=rate, seconds=seconds, seed=seed, exact=exact
+        )
+    summary["cpu_s"] = time.process_time() - started
+    if json_output:
+        print_json(summary)
+        return
+    _print(summary, {traffic.name: traffic.slo for traffic in embedded_spec(document).traffic})
+
+
+@contextmanager
+def _in_plan(plan: Path) -> Iterator[None]:
+    """Errors about neither a file nor an option are about the plan."""
+    try:
+        yield
+    except InputError as error:
+        if error.file is None and not (error.field or "").startswith("--"):
+            error.file = str(plan)
+        raise
+
+
+def _print(summary: dict[str, Any], slos: Mapping[str, SLO | None]) -> None:
+    console = out()
+    classes = table("what happens (simulated)", ("class", "metric", *SHOWN, "limit"), right=SHOWN)
+    for entry in summary["classes"]:
+        slo = slos[entry["class"]]
+        first = (entry["class"], count_text(entry["requests"], "request"), "")
+        for label, (metric, name) in zip(first, METRICS, strict=True):
+            times = (seconds_text(entry[f"{metric}_s"].get(rank)) for rank in SHOWN)
+            classes.add_row(label, name, *times, limits_of(slo, metric))
+        met = entry.get("attainment")
+        if met:
+            classes.add_row("", "met by", *("" for _ in SHOWN), f"{met['share']:.2%}")
+        if entry["rejected"]:
+            classes.add_row("", "rejected", *("" for _ in SHOWN), f"{entry['rejected']:,}")
+        classes.add_section()
+    console.print(classes)
+    console.print()
+    headings = ("group", "busy", "most running", "KV peak", "preemptions", "prompt tokens/s", "output tokens/s")
+    groups = table("replicas", headings, right=headings[1:])
+    for entry in summary["groups"]:
+        groups.add_row(
+            entry["group"],
+            f"{max(entry['utilisation']):.0%}",
+            str(entry["running_peak"]),
+            f"{entry['kv_occupancy_peak']:.0%}",
+            str(entry["preemptions"]),
+            f"{entry['prompt_tokens_per_s']:,.0f}",
+            f"{entry['output_tokens_per_s']:,.0f}",
+        )
+    console.print(groups)
+    console.print()
+    verdict = summary["verdict"]
+    console.print(verdict["text"], style="green" if verdict["holds"] else "red", markup=False)
+    console.print(
+        f"{count_text(summary['simulated_requests'], 'request')}, {summary['simulated_s']:.0f} s simulated "
+        f"in {summary['cpu_s']:.2f} CPU s"
+    )
+
+
+def limits_of(slo: SLO | None, metric: str) -> str:
+    """The limits of one metric in words, a line each."""
+    if slo is None:
+        return ""
+    found = [f"p{one.percentile:g} {limit_text(one.limit_s)}" for one in slo.percentiles if one.metric == metric]
+    found += [limit_text(seconds) for name, seconds in slo.joint.items() if name == metric]
+    return "\n".join(found)

@@ -1,0 +1,148 @@
+"""Specs and plans as commands read them: errors carry the line of a statement; a plan that was edited is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capstan.console import warn
+from specs.errors import InputError, nearest_names
+
+if TYPE_CHECKING:
+    from specs.deployment import DeploymentSpec, LoadedDeployment
+    from specs.plan import Plan
+
+MOST_TOKENS = 2**20  # of a plan's batch limits: tables of step times are this long
+
+
+def read_spec(path: Path) -> LoadedDeployment:
+    """A spec whose every statement is honoured. `InputError` otherwise, with file and line."""
+    from specs.deployment import read_deployment
+
+    loaded = read_deployment(path)
+    loaded.refuse_unhonoured()
+    return loaded
+
+
+@contextmanager
+def at_its_line(loaded: LoadedDeployment) -> Iterator[None]:
+    """Give errors that name a field of the spec, but no file, the file and the line of that field."""
+    try:
+        yield
+    except InputError as error:
+        if error.file is None:
+            error.file = loaded.file
+            field = error.field or ""
+            while error.line is None and field:  # the field itself, else the nearest statement around it
+                error.line = loaded.lines.get(field)
+                field = field.rpartition(".")[0]
+        raise
+
+
+def read_plan(path: Path, *, check_laws: bool = True) -> Plan:
+    """A plan whose parts fit together.
+
+    A plan is a file that people may edit. `InputError` names the field that refers to something the plan does not hold.
+    Laws that hold no longer (`check_laws`) are warned of on stderr: what the plan says of itself is then out of date.
+    """
+    from specs.deployment import resolved
+    from specs.plan import Plan
+
+    plan = Plan.read(path)
+    try:
+        spec = _embedded_spec(plan)
+        _parts_fit(plan, spec)
+    except InputError as error:
+        error.file = str(path)
+        raise
+    plan = plan.model_copy(update={"spec": resolved(spec)})  # defaults that an edit took out
+    if check_laws:
+        _warn_of_broken_laws(plan)
+    return plan
+
+
+def _parts_fit(plan: Plan, spec: DeploymentSpec) -> None:
+    pools = {pool.name: pool for pool in spec.hardware.pools}
+    if not plan.groups:
+        raise InputError("is empty", field="groups", expected="at least one replica group")
+    for index, group in enumerate(plan.groups):
+        at = f"groups[{index}]"
+        _known(group.model, spec.models, f"{at}.model", "a model of the plan's spec")
+        _known(group.model, plan.architectures, f"{at}.model", "a model with its config in `architectures`")
+        _known(group.pool, pools, f"{at}.pool", "a pool of the plan's spec")
+        _known(group.engine, plan.engines, f"{at}.engine", "an engine with its facts in `engines`")
+        pool = pools[group.pool]
+        for table, name in ((plan.devices, "devices"), (plan.profiles, "profiles")):
+            _known(pool.device, table, name, f"the facts of {pool.device}, which {group.pool} holds")
+        gpus = group.replicas * group.layout.gpus
+        if gpus > pool.count:
+            used = f"{group.replicas} replicas need {gpus} GPUs, {pool.name} has {pool.count}"
+            raise InputError(used, field=f"{at}.replicas", expected=f"at most {pool.count // group.layout.gpus}")
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            if getattr(group.limits, name) > MOST_TOKENS:
+                value = getattr(group.limits, name)
+                raise InputError(
+                    f"{value} is absurdly large", field=f"{at}.limits.{name}", expected=f"at most {MOST_TOKENS}"
+                )
+    _twice([group.id for group in plan.groups], "groups")
+    _routes_fit(plan, spec)
+
+
+def _routes_fit(plan: Plan, spec: DeploymentSpec) -> None:
+    classes = [traffic.name for traffic in spec.traffic]
+    for index, route in enumerate(plan.routes):
+        at = f"routes[{index}]"
+        _known(route.group, [group.id for group in plan.groups], f"{at}.group", "a group of the plan")
+        _known(route.request_class, classes, f"{at}.request_class", "a class of the plan's traffic")
+    predicted = [prediction.request_class for prediction in plan.predictions.classes]
+    for name in classes:
+        total = sum(route.share for route in plan.routes if route.request_class == name)
+        if abs(total - 1) > 1e-6:
+            raise InputError(f"shares of class {name} add up to {total:g}", field="routes", expected="1")
+        if name not in predicted:
+            raise InputError(f"class {name} is missing", field="predictions.classes", expected="every class")
+    for load in [group.id for group in plan.groups]:
+        if load not in [prediction.group for prediction in plan.predictions.groups]:
+            raise InputError(f"group {load} is missing", field="predictions.groups", expected="every group")
+
+
+def _embedded_spec(plan: Plan) -> DeploymentSpec:
+    from pydantic import ValidationError
+
+    from specs.deployment import DeploymentSpec, refuse_unhonoured
+
+    try:
+        spec = DeploymentSpec.model_validate(plan.spec)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(["spec", *(str(part) for part in first["loc"])])
+        raise InputError(first["msg"], field=field) from None
+    for name, items in (("models", spec.models), ("traffic", spec.traffic), ("hardware.pools", spec.hardware.pools)):
+        if not items:
+            raise InputError("is empty", field=f"spec.{name}", expected="at least one")
+    refuse_unhonoured(spec)
+    return spec
+
+
+def _known(name: str, names: Iterable[str], field: str, expected: str) -> None:
+    known = tuple(names)
+    if name not in known:
+        raise InputError(f"{name!r} is not there", field=field, expected=expected, nearest=nearest_names(name, known))
+
+
+def _twice(names: list[str], field: str) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InputError(f"the id {name!r} stands twice", field=f"{field}[{index}].id", expected="different ids")
+
+
+def _warn_of_broken_laws(plan: Plan) -> None:
+    from planner.optimize.certify import recheck
+
+    broken = [check for check in recheck(plan) if not check.holds]
+    for check in broken[:3]:
+        warn(f"this plan breaks a law of its certificate: {check.law}: {check.left:g} {check.relation} {check.right:g}")
+    if len(broken) > 3:
+        warn(f"and {len(broken) - 3} laws more; plan again instead of editing")

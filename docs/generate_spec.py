@@ -1,0 +1,275 @@
+"""Writes docs/spec.md: the introduction from here, the reference from the grammar that reads the files.
+
+python docs/generate_spec.py            write the page
+python docs/generate_spec.py --check    exit 1 where the committed page differs
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from specs.deployment.grammar import ByKind, Field, ListOf, Made, MapOf, OneOrMore, OrAuto, Record
+from specs.deployment.written import DEPLOYMENT, MODEL_CHOICES, ChoicesShape
+from specs.deployment.written_supply import HARDWARE, MODEL
+from specs.deployment.written_traffic import CLASS, HISTOGRAM, LOGNORMAL, MEAN
+
+PAGE = Path(__file__).parent / "spec.md"
+
+# What can be written but is refused by name, by path of the field. tests/docs holds this against specs.deployment.
+NOT_HONOURED = {
+    "models.NAME.adapters": "LoRA adapters are not modelled",
+    "models.NAME.speculative": "speculative decoding is not modelled",
+    "hardware.pools[].power_cap": "devices are planned at their full power",
+    "hardware.pools[].spot": "interruptions are not modelled",
+    "hardware.network.links": "the network between nodes is taken as uniform",
+    "hardware.host.dram": "nothing is kept on the host",
+    "hardware.host.pcie": "nothing is kept on the host",
+    "hardware.host.nvme": "nothing is kept on the host",
+    "hardware.carbon": "carbon is not counted",
+    "traffic[].sessions": "multi-turn sessions are not modelled",
+    "traffic[].closed_loop": "closed loops are not modelled",
+    "traffic[].shared_prefix": "prefix caching is not modelled",
+    "traffic[].priority": "requests are served first come, first served; only `normal` is taken",
+    "traffic[].window": "traffic is planned for the whole day",
+    "traffic[].throughput": "throughput is not a limit; state a rate and an slo",
+    "limits.survive_node_failures": "plans keep no spare nodes; only 0 is taken",
+    "limits.confidence": "plans are made at the cost model's central estimate",
+    "limits.power": "power is not limited",
+}
+PARTLY = {
+    "objective": "honoured: `minimise cost` and `minimise gpus`",
+    "choices.engine": "honoured: one engine at a time",
+    "choices.disaggregation": "honoured: `auto` and `never`; both serve prefill and decode together",
+    "traffic[].slo": "in this version every class needs one",
+    "hardware.network.bandwidth": "used for pipeline stages on several nodes",
+    "hardware.network.latency": "used for pipeline stages on several nodes",
+    "limits.utilisation": "the promises hold at 1 / this share of the traffic (85%: at 118 % of it)",
+}
+INTRODUCTION = """\
+# The deployment spec, statement by statement
+
+A spec says what must be served, on what, how well, and what to optimise. It is one YAML file. `capstan validate SPEC`
+checks it and shows every default; `capstan schema deployment` prints a JSON schema for your editor; `capstan init`
+writes a commented starter.
+
+## A worked example
+
+Ten chat requests per second on Qwen3-32B; whichever of two pools is cheaper; never above $30 an hour.
+
+```yaml
+name: support-chat
+
+models:
+  chat:
+    architecture: Qwen/Qwen3-32B       # a name of `capstan catalog models`
+    weights: [bf16, fp8]               # the planner may choose
+    max_context: 8Ki                   # prompt and output together
+
+hardware:
+  pools:                               # what may be used, not what must be
+    - {name: h100, device: h100-sxm, count: 8, price: $2.90/h}
+    - {name: l40s, device: l40s, count: 16, gpus_per_node: 4, price: $1.10/h}
+
+traffic:
+  - name: conversation
+    arrivals: 10/s                     # Poisson
+    prompt_tokens: {lognormal: {mean: 900, p99: 4k}}
+    output_tokens: {mean: 250, max: 1k}
+    slo: {ttft: {p90: 1s}, tpot: {p90: 50ms}}
+
+objective: minimise cost
+limits: {budget: $30/h}
+```
+
+Read it as: 90 % of the requests get their first token within a second, and for 90 % of them the mean time per further
+token is at most 50 ms, in a simulation of ten minutes of that traffic.
+
+## Quantities
+
+A quantity carries its unit; a bare number where a unit is needed is an error. SI prefixes are decimal (`2k` = 2000),
+`Ki`, `Mi` and `Gi` are binary. Durations: `50ms`, `1.5s`. Rates: `20/s`, `300/min`. Memory: `80GB`, `80GiB`. Bandwidth:
+`400Gb/s` in bits, `50GB/s` in bytes. Prices: `$2.90/h`. Shares: `85%` or `0.85`. Power: `600W`.
+
+## Service levels
+
+A class states one of two kinds of limits, never both:
+
+- percentiles: `{ttft: {p90: 1s, p99: 3s}, tpot: {p90: 50ms}}`; each holds by itself;
+- joint: `{ttft: 600ms, e2e: 2s, attainment: 95%}`; that share of the requests meets all of them at once.
+
+TTFT is the time to the first token, E2E the whole request, TPOT (E2E - TTFT) / (output tokens - 1); a request of one
+token has no TPOT and meets any.
+
+## Whether it is honoured
+
+Everything below parses. What this version does not act on is refused by name, all of it in one message with exit code
+2, and is marked **refused** here. Nothing is ignored. The `choices` are pins: `tensor_parallel: 2` allows nothing else,
+`[2, 4]` allows these two, `auto` (the default) leaves it to the planner. Pin everything to judge what you already run:
+`specs/examples/existing-deployment.yaml`.
+
+# Reference
+
+Generated from the grammar that reads the files (`python docs/generate_spec.py`).
+"""
+EXAMPLES = {
+    "models.NAME": "models:\n  chat: {architecture: ./my-model/config.json, weights: fp8, kv_cache: [bf16, fp8]}",
+    "hardware.pools[]": (
+        "hardware:\n  pools:\n"
+        "    - {name: h100, device: h100-sxm, count: 16, gpus_per_node: 8, price: $2.90/h, rent: node}"
+    ),
+    "traffic[].trace": (
+        "traffic:\n  - name: recorded\n    trace: {file: requests.csv.gz, format: csv, rate: 20/s}\n"
+        "    slo: {ttft: {p90: 1s}}"
+    ),
+    "traffic[].arrivals": (
+        "traffic:\n  - name: bursty\n    arrivals: {rate: 15/s, process: gamma, cv: 2}\n"
+        "    prompt_tokens: {lognormal: {mean: 2k, p99: 7k}}\n    output_tokens: {uniform: [10, 200]}\n"
+        "    slo: {ttft: 600ms, e2e: 2s, attainment: 95%}"
+    ),
+    "limits": "limits: {budget: $30/h, utilisation: 85%, gpus: {chat: 24}}",
+    "choices": "choices:\n  engine: vllm\n  chat: {tensor_parallel: [2, 4], max_num_seqs: 256, pool: h100}",
+}
+LENGTHS = (
+    ("TOKENS", "every request has so many tokens", "800"),
+    (
+        "{mean, max}",
+        "geometric: the most random law with this mean (and, if stated, this maximum)",
+        "{mean: 250, max: 1k}",
+    ),
+    (
+        "{lognormal: {mean, p99}}",
+        "lognormal with this mean; 1 % are longer than `p99`",
+        "{lognormal: {mean: 2k, p99: 7k}}",
+    ),
+    ("{uniform: [low, high]}", "every length of the range is equally likely", "{uniform: [100, 1024]}"),
+    ("{histogram: FILE}", "counts by length from a CSV file beside the spec", "{histogram: prompts.csv}"),
+)
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    parts += ["\n".join(section(path, record, intro)) for path, record, intro in sections()]
+    return "\n".join(parts)
+
+
+def sections() -> Iterator[tuple[str, Record | None, str]]:
+    """(path, record, sentence) of every mapping of the file, in reading order."""
+    yield "", DEPLOYMENT, ""
+    yield from nested(
+        "models.NAME", record_of(MODEL), "A name of your choice; the short form is the architecture alone."
+    )
+    yield from nested("hardware", record_of(HARDWARE), "")
+    yield from nested("traffic[]", record_of(CLASS), "A class is a kind of request with promises of its own.")
+    yield "lengths", None, ""
+    yield from nested("limits", record_of(DEPLOYMENT.fields["limits"].shape), "")
+    yield "choices", None, ""
+    yield "choices.MODEL", MODEL_CHOICES, "Under the model's own name."
+
+
+def nested(path: str, record: Record | None, intro: str) -> Iterator[tuple[str, Record | None, str]]:
+    if record is None:
+        return
+    yield path, record, intro
+    for name, field in record.fields.items():
+        many = "[]" if is_list(field.shape) else ""
+        inner = record_of(field.shape)
+        if inner is not None:
+            yield from nested(f"{path}.{name}{many}", inner, "")
+
+
+def is_list(shape: Any) -> bool:
+    return isinstance(shape, ListOf)
+
+
+def record_of(shape: Any) -> Record | None:
+    """The mapping inside a shape, or None where it is a single value."""
+    if isinstance(shape, Record):
+        return shape
+    if isinstance(shape, ByKind):
+        return record_of(shape.full)
+    if isinstance(shape, ListOf | OneOrMore):
+        return record_of(shape.item)
+    if isinstance(shape, Made | OrAuto):
+        return record_of(shape.inner)
+    if isinstance(shape, MapOf):
+        return record_of(shape.value)
+    return None
+
+
+def section(path: str, record: Record | None, intro: str) -> Iterator[str]:
+    yield f"## `{path}`" if path and path != "lengths" else ("## Lengths" if path else "## The file")
+    yield ""
+    if path == "lengths":
+        yield from lengths()
+        return
+    if path in NOT_HONOURED:
+        yield f"**Refused**: {NOT_HONOURED[path]}."
+        yield ""
+    if intro:
+        yield intro
+        yield ""
+    if path in EXAMPLES:
+        yield f"```yaml\n{EXAMPLES[path]}\n```"
+        yield ""
+    fields = ChoicesShape.own if record is None else record.fields
+    yield "| field | written as | meaning |"
+    yield "|---|---|---|"
+    for name, field in fields.items():
+        yield row(f"{path}.{name}" if path else name, name, field)
+    if record is None:
+        yield "| *a model's name* | a mapping | choices of that model, below |"
+    yield ""
+
+
+def row(path: str, name: str, field: Field) -> str:
+    meaning = field.doc
+    if field.required:
+        meaning += "; **required**"
+    if path in NOT_HONOURED:
+        meaning += f". **Refused**: {NOT_HONOURED[path]}"
+    partly = PARTLY.get(path)
+    if partly is not None:
+        meaning += f". **Note**: {partly}"
+    written = (
+        "a mapping, below" if isinstance(field.shape, Record | ChoicesShape) else field.shape.says.replace("|", "\\|")
+    )
+    if isinstance(field.shape, ByKind) and isinstance(field.shape.full, Record):
+        written = f"{field.shape.short.says}, or a mapping, below"
+    if isinstance(field.shape, ListOf) and record_of(field.shape) is not None:
+        written = "a list of mappings, below"
+    return f"| `{name}` | {written} | {meaning} |"
+
+
+def lengths() -> Iterator[str]:
+    yield "`prompt_tokens` and `output_tokens` are a number or one distribution:"
+    yield ""
+    yield "| form | meaning | example |"
+    yield "|---|---|---|"
+    for form, meaning, example in LENGTHS:
+        yield f"| `{form}` | {meaning} | `{example}` |"
+    yield ""
+    for title, record in (("mean", MEAN), ("lognormal", LOGNORMAL), ("histogram", HISTOGRAM)):
+        fields = "; ".join(f"`{name}`: {field.doc}" for name, field in record.fields.items())
+        yield f"- {title}: {fields}" + (". `prometheus` is **refused**" if "histogram" in record.fields else "")
+    yield ""
+    yield (
+        "A drawn length without a largest value is cut where the model's `max_context` ends: the output at half of it, "
+        "the prompt at what the output leaves. Stated and recorded lengths are never cut; too long, they are an error."
+    )
+    yield ""
+
+
+def main() -> int:
+    text = page()
+    if "--check" in sys.argv[1:]:
+        return 0 if PAGE.read_text(encoding="utf-8") == text else 1
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
