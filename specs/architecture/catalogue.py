@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from specs.architecture.families import ARCHITECTURES, FAMILIES, UNSUPPORTED
+from specs.architecture.families import ARCHITECTURES, FAMILIES, MULTIMODAL, UNSUPPORTED
+from specs.architecture.families.multimodal import TOWERS
 from specs.architecture.model import Architecture
 from specs.architecture.reading import ConfigReader
 from specs.errors import InputError, nearest_names
@@ -175,9 +176,10 @@ def _from_config(
         raise reader.error("model_type", "is not a name", _families())
     if family not in FAMILIES:
         raise _unsupported(family, name, reader)
-    for tower in ("text_config", "vision_config", "audio_config"):
-        if config.get(tower):
-            raise reader.error(tower, "makes this a multimodal model, which is not expressed here", "a text model")
+    if family not in MULTIMODAL:
+        for tower in ("text_config", *TOWERS):
+            if config.get(tower):
+                raise reader.error(tower, "makes this a multimodal model, which is not expressed here", "a text model")
     classes = config.get("architectures")
     if classes is not None and (not isinstance(classes, list) or ARCHITECTURES[family] not in classes):
         raise reader.error("architectures", f"is {classes!r}", f"{ARCHITECTURES[family]}, as {family} has it")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from specs.architecture.model import Quantisation, Rope
@@ -10,14 +12,35 @@ from specs.architecture.reading import MAX_SIZE, ConfigReader
 from specs.document import DType
 from specs.errors import nearest_names
 
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 COMPUTE_DTYPES = {"bfloat16": DType.BF16, "float16": DType.FP16, "float32": DType.FP32}
 
 
-def read_rope(reader: ConfigReader, default_theta: float = 10_000.0) -> Rope:
+def read_layer_ropes(reader: ConfigReader, window_theta: str | None = None) -> tuple[Rope, Rope | None]:
+    """(of full attention, of windowed layers): `rope_parameters` by kind of layer, or one set of parameters.
+
+    `window_theta`: the key of the windowed layers' theta where one set is otherwise of all layers.
+    """
+    key, kinds = "rope_parameters", ("full_attention", "sliding_attention")
+    found = reader.raw(key)
+    theta = reader.number(window_theta) if window_theta is not None and reader.has(window_theta) else None
+    if not isinstance(found, Mapping) or not any(kind in found for kind in kinds):
+        rope = read_rope(reader)
+        return rope, None if theta is None else replace(rope, theta=theta)
+    for again in ("rope_theta", "partial_rotary_factor"):  # beside it, a copy for one kind of layer
+        reader.raw(again)
+    parts = []
+    for kind in kinds:
+        if not isinstance(found.get(kind), Mapping):
+            raise reader.error(key, f"has no parameters of {kind} layers", f"a mapping for each of {', '.join(kinds)}")
+        parts.append(read_rope(ConfigReader({key: found[kind]}, reader.name, reader.file)))
+    return parts[0], parts[1]
+
+
+def read_rope(reader: ConfigReader, default_theta: float = 10_000.0, default_partial: float = 1.0) -> Rope:
     """`rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling` (before); both must not disagree."""
     theta = reader.number("rope_theta", default_theta)
-    partial = reader.number("partial_rotary_factor", 1.0, high=1.0)
+    partial = reader.number("partial_rotary_factor", default_partial, high=1.0)
     key = "rope_parameters" if reader.has("rope_parameters") else "rope_scaling"
     scaling = reader.raw(key)
     reader.raw("rope_scaling")  # the older form beside the newer one is a copy of it
@@ -91,6 +114,33 @@ def read_windows(
     return (None,) * layers
 
 
+def stated_quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """`quantization_config` of a config, or of the text model inside a multimodal one; None where there is none."""
+    for part in (config, config.get("text_config")):
+        found = part.get("quantization_config") if isinstance(part, Mapping) else None
+        if isinstance(found, Mapping) and found:
+            return found
+    return None
+
+
+def reads_as_excluded(reader: ConfigReader, module: str) -> bool:
+    """Whether the checkpoint of compressed-tensors leaves `module`, a full name, unquantised.
+
+    Its `ignore` list holds full names and regular expressions after "re:". Other methods list what families know.
+    """
+    found = reader.raw("quantization_config")
+    ignored = found.get("ignore") if isinstance(found, Mapping) else None
+    for entry in ignored if isinstance(ignored, list) else ():
+        if not isinstance(entry, str):
+            continue
+        try:
+            if entry == module or (entry.startswith("re:") and re.match(entry[3:], module)):
+                return True
+        except re.error as error:
+            raise reader.error("quantization_config", f"ignores {entry!r}, which is no expression ({error})") from None
+    return False
+
+
 def read_compute_dtype(reader: ConfigReader) -> DType:
     """`dtype` (transformers 5) or `torch_dtype`; bf16 where neither is stated."""
     key = "dtype" if reader.has("dtype") else "torch_dtype"
@@ -141,20 +191,22 @@ def _fp8(reader: ConfigReader, found: Mapping[str, Any]) -> Quantisation:
 
 
 def _group(reader: ConfigReader, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Scales of grouped integers: 16 bits and a zero of 4 bits for each group; -1 is one group per channel."""
+    """Scales of grouped integers: 16 bits, and a zero of 4 bits unless symmetric, for each group; -1 is one group per
+    channel."""
     size = found.get("group_size", 128)
     if isinstance(size, bool) or not isinstance(size, int) or not (size == -1 or 0 < size <= MAX_SIZE):
         raise reader.error("group_size", f"is {size!r}", "a positive whole number, or -1")
-    return {} if size == -1 else {"block": size, "scale_bytes_per_element": 2.5 / size}
+    scale_bytes = 2.0 if found.get("symmetric") is True else 2.5
+    return {} if size == -1 else {"block": size, "scale_bytes_per_element": scale_bytes / size}
 
 
 def _compressed_tensors(reader: ConfigReader, found: Mapping[str, Any]) -> Quantisation:
     groups = found.get("config_groups")
-    kinds: list[tuple[Any, Any, Any]] = []
+    kinds: list[tuple[Any, ...]] = []
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if isinstance(weights, Mapping):
-            kind = (weights.get("num_bits"), weights.get("type"), weights.get("group_size"))
+            kind = tuple(weights.get(key) for key in ("num_bits", "type", "group_size", "symmetric"))
             kinds += [kind] if kind not in kinds else []
     known = {
         (8, "float"): DType.FP8,
@@ -164,11 +216,12 @@ def _compressed_tensors(reader: ConfigReader, found: Mapping[str, Any]) -> Quant
     }
     if len(kinds) != 1:
         raise reader.error("config_groups", "mixes several weight types, or states none", "one weight type")
-    bits, type_name, size = kinds[0]
+    bits, type_name, size, symmetric = kinds[0]
     dtype = next((dtype for names, dtype in known.items() if names == (bits, type_name)), None)
     if dtype is None:
         what = f"has weights of {bits!r} bits of type {type_name!r}"
         raise reader.error("config_groups", what, "4 or 8 bits, float or int")
     if dtype == DType.FP4:
         return Quantisation(dtype, scale_bytes_per_element=1 / 16)
-    return Quantisation(dtype, **(_group(reader, {"group_size": size}) if size is not None else {}))
+    group = _group(reader, {"group_size": size, "symmetric": symmetric}) if size is not None else {}
+    return Quantisation(dtype, **group)

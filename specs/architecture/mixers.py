@@ -1,4 +1,4 @@
-"""What mixes tokens in a layer: attention (grouped, windowed), latent attention, recurrent (Mamba-2).
+"""What mixes tokens in a layer: attention (grouped, windowed, sparse) and latent attention; `recurrent` has the rest.
 
 Each mixer gives its operators, its weights (by role; a family maps roles to the checkpoint's names), what it keeps
 per token and per sequence, and which counts a tensor-parallel size must divide.
@@ -7,32 +7,81 @@ per token and per sequence, and which counts a tensor-parallel size must divide.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from specs.architecture.operators import (
     AllReduce,
     Elementwise,
+    IndexScores,
     LatentPagedAttention,
     Linear,
     Operator,
     PagedAttention,
-    RecurrentScan,
 )
-from specs.architecture.weights import Segment, WeightTensor, linear_tensors, norm_tensors
+from specs.architecture.recurrent import GatedDeltaNet, Recurrent
+from specs.architecture.weights import Divisible, Segment, WeightTensor, linear_tensors, norm_tensors
+from specs.document import DType
+
+_SIXTEEN_BITS = 2.0  # bytes
+_SCALE_BYTES, _SCALE_ELEMENTS = 4, 128
+# A norm over heads that are cut over ranks: the sums of squares of queries and of keys, in 32 bits, as 16-bit elements.
+_SQUARES_ELEMENTS = 4
 
 
 @dataclass(frozen=True)
-class Divisible:
-    """A count that a tensor-parallel size must divide, or may be a multiple of where units can be repeated."""
+class Indexer:
+    """Scores every earlier key with small heads and keeps the best `top_k` for the attention beside it.
 
-    what: str
-    count: int
-    repeatable: bool = False
+    `own` False: the layer takes the choice of the last one before it that scores, and has neither weights nor a cache
+    of index keys. `query_rank`: width of what the index queries are projected from; None = the hidden state.
+    """
 
-    def obstacle(self, ranks: int) -> str | None:
-        """Why `ranks` cannot cut it, or None."""
-        if self.count % ranks == 0 or (self.repeatable and ranks % self.count == 0):
-            return None
-        return f"{self.count} {self.what} cannot be split evenly over {ranks} ranks"
+    heads: int
+    head_dim: int
+    top_k: int  # keys
+    query_rank: int | None
+    own: bool = True
+    weighted: bool = True  # heads are summed with weights that the hidden state gives; else the largest counts
+    query_norm: bool = False  # RMSNorm of index queries and keys; else LayerNorm of the keys alone
+    eight_bit: bool = True  # keys are cached in 8 bits with one 32-bit scale per 128 elements; else in 16 bits
+    quantised: bool = True
+
+    @property
+    def cached_bytes(self) -> int:
+        """Index key of one token, whatever type the KV cache has."""
+        if not self.own:
+            return 0
+        if not self.eight_bit:
+            return int(_SIXTEEN_BITS) * self.head_dim
+        return self.head_dim + _SCALE_BYTES * -(-self.head_dim // _SCALE_ELEMENTS)
+
+    def operators(self, hidden_size: int) -> tuple[Operator, ...]:
+        """Projections of index queries, keys and weights (whole on every rank), norm and rotary, scores and choice."""
+        if not self.own:
+            return ()
+        queries = self.heads * self.head_dim
+        weights = (Linear("index_weights", hidden_size, self.heads, "replicated", False, False),)
+        return (
+            Linear("index_q_proj", self.query_rank or hidden_size, queries, "replicated", self.quantised, False),
+            Linear("index_k_proj", hidden_size, self.head_dim, "replicated", self.quantised, False),
+            *(weights if self.weighted else ()),
+            Elementwise("index_norm_rope", queries + self.head_dim, "replicated"),
+            IndexScores(self.heads, self.head_dim, self.top_k, self.cached_bytes),
+        )
+
+    def tensors(self, hidden_size: int) -> tuple[WeightTensor, ...]:
+        """index_q_proj, index_k_proj, norms, index_weights."""
+        if not self.own:
+            return ()
+        queries, rank = self.heads * self.head_dim, self.query_rank or hidden_size
+        project = partial(linear_tensors, shard="replicated", quantised=self.quantised)
+        tensors = [*project("index_q_proj", rank, queries), *project("index_k_proj", hidden_size, self.head_dim)]
+        if self.query_norm:
+            tensors += norm_tensors("index_q_norm", self.head_dim)
+        tensors += norm_tensors("index_k_norm", self.head_dim, bias=not self.query_norm)
+        if self.weighted:
+            tensors += linear_tensors("index_weights", hidden_size, self.heads, shard="replicated", quantised=False)
+        return tuple(tensors)
 
 
 @dataclass(frozen=True)
@@ -50,58 +99,101 @@ class Attention:
     sinks: bool = False
     rotary: bool = True
     quantised: bool = True
+    value_dim: int | None = None  # width of a value head where it is not head_dim
+    norm_all_heads: bool = False  # the norm is over all query (or all key) heads at once, a sum over the ranks
+    gated: bool = False  # q_proj makes a second row of the queries' width, whose sigmoid scales the output
+    values_are_keys: bool = False  # no v_proj: values are the keys before norm and rotary embedding
+    indexer: Indexer | None = None  # chooses the keys that a query sees
 
     def operators(self) -> tuple[Operator, ...]:
-        """QKV projection, rotary and norm, attention, output projection, all-reduce."""
-        query, cached = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        cut = (Segment(query, self.heads), Segment(cached, self.kv_heads), Segment(cached, self.kv_heads))
-        quantised, output = self.quantised, (Segment(query, self.heads),)
-        prepare = (Elementwise("qk_norm_rope", query + cached, "column"),) if self.rotary or self.qk_norm else ()
-        return (
-            Linear("qkv_proj", self.hidden_size, query + 2 * cached, "column", quantised, self.qkv_bias, cut),
-            *prepare,
-            PagedAttention(self.heads, self.kv_heads, self.head_dim, self.window, self.sinks),
-            Linear("o_proj", query, self.hidden_size, "row", quantised, self.output_bias, output),
-            AllReduce(self.hidden_size),
+        """QKV projection, (choice of keys,) rotary and norm, attention, (gate,) output projection, all-reduce."""
+        query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        output, cut = self._output(), tuple(segment for _, segment in self._projected())
+        width = sum(segment.size for segment in cut)
+        operators: list[Operator] = [
+            Linear("qkv_proj", self.hidden_size, width, "column", self.quantised, self.qkv_bias, cut)
+        ]
+        if self.norm_all_heads:
+            operators.append(AllReduce(_SQUARES_ELEMENTS))
+        if self.rotary or self.qk_norm:
+            operators.append(Elementwise("qk_norm_rope", query + keys, "column"))
+        if self.indexer is not None:
+            operators += self.indexer.operators(self.hidden_size)
+        operators.append(
+            PagedAttention(
+                self.heads,
+                self.kv_heads,
+                self.head_dim,
+                self.window,
+                self.sinks,
+                self.value_dim,
+                None if self.indexer is None else self.indexer.top_k,
+            )
         )
+        if self.gated:  # reads attention and gate, writes one
+            operators.append(Elementwise("output_gate", 3 * output.size // 2, "column"))
+        operators += [
+            Linear("o_proj", output.size, self.hidden_size, "row", self.quantised, self.output_bias, (output,)),
+            AllReduce(self.hidden_size),
+        ]
+        return tuple(operators)
+
+    def _projected(self) -> tuple[tuple[str, Segment], ...]:
+        """What the input projections make: role and columns of each."""
+        value_dim = self.head_dim if self.value_dim is None else self.value_dim
+        ways = 2 if self.gated else 1
+        found = [
+            ("q_proj", Segment(ways * self.heads * self.head_dim, self.heads)),
+            ("k_proj", Segment(self.kv_heads * self.head_dim, self.kv_heads)),
+        ]
+        if not self.values_are_keys:
+            found.append(("v_proj", Segment(self.kv_heads * value_dim, self.kv_heads)))
+        return tuple(found)
+
+    def _output(self) -> Segment:
+        """What the output projection reads."""
+        return Segment(self.heads * (self.head_dim if self.value_dim is None else self.value_dim), self.heads)
 
     def tensors(self) -> tuple[WeightTensor, ...]:
-        """q_proj, k_proj, v_proj, o_proj; q_norm, k_norm; sinks."""
-        query, cached = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        by_heads, by_kv_heads = (Segment(query, self.heads),), (Segment(cached, self.kv_heads),)
+        """q_proj, k_proj, v_proj, o_proj; q_norm, k_norm; sinks; the indexer's."""
+        output = self._output()
         tensors: list[WeightTensor] = []
-        for role, size, segments in (
-            ("q_proj", query, by_heads),
-            ("k_proj", cached, by_kv_heads),
-            ("v_proj", cached, by_kv_heads),
-        ):
+        for role, segment in self._projected():
             tensors += linear_tensors(
                 role,
                 self.hidden_size,
-                size,
+                segment.size,
                 shard="column",
                 quantised=self.quantised,
                 bias=self.qkv_bias,
-                segments=segments,
+                segments=(segment,),
             )
         tensors += linear_tensors(
             "o_proj",
-            query,
+            output.size,
             self.hidden_size,
             shard="row",
             quantised=self.quantised,
             bias=self.output_bias,
-            segments=by_heads,
+            segments=(output,),
         )
-        if self.qk_norm:
+        if self.norm_all_heads:
+            for role, heads in (("q_norm", self.heads), ("k_norm", self.kv_heads)):
+                size = heads * self.head_dim
+                tensors.append(WeightTensor(f"{role}.weight", (size,), 0, False, segments=(Segment(size, heads),)))
+        elif self.qk_norm:
             tensors += [*norm_tensors("q_norm", self.head_dim), *norm_tensors("k_norm", self.head_dim)]
         if self.sinks:
             tensors.append(WeightTensor("sinks", (self.heads,), 0, False))
+        if self.indexer is not None:
+            tensors += self.indexer.tensors(self.hidden_size)
         return tuple(tensors)
 
-    def kv_elements_per_token(self, tensor_parallel: int) -> int:
-        """Keys and values of one token on one rank."""
-        return 2 * -(-self.kv_heads // tensor_parallel) * self.head_dim
+    def kv_bytes_per_token(self, kv_dtype: DType, tensor_parallel: int) -> float:
+        """Keys and values of one token on one rank, and the indexer's key."""
+        width = self.head_dim + (self.head_dim if self.value_dim is None else self.value_dim)
+        index = 0 if self.indexer is None else self.indexer.cached_bytes
+        return -(-self.kv_heads // tensor_parallel) * width * kv_dtype.bytes + index
 
     def state_bytes(self, tensor_parallel: int) -> int:
         """Nothing is kept but the KV cache."""
@@ -114,7 +206,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values from one small cached vector."""
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values from one small cached vector.
+
+    With an `indexer` a query sees the keys that it chooses (DeepSeek sparse attention, arXiv:2512.02556).
+    """
 
     hidden_size: int
     heads: int
@@ -125,6 +220,7 @@ class LatentAttention:
     value_dim: int
     bias: bool = False  # of the three projections that read or write the hidden state
     quantised: bool = True
+    indexer: Indexer | None = None
 
     @property
     def window(self) -> None:
@@ -150,17 +246,26 @@ class LatentAttention:
                 Elementwise("latent_norms", self.query_rank + self.kv_rank, "replicated"),
                 Linear("q_b_proj", self.query_rank, query, "column", quantised, False, (Segment(query, heads),)),
             )
+        chosen = () if self.indexer is None else self.indexer.operators(hidden)
         return (
             *queries,
+            *chosen,
             Elementwise("rope", (heads + 1) * self.rope_dim, "column"),
             Linear("kv_b_proj", self.kv_rank, keys_values, "column", quantised, False, (Segment(keys_values, heads),)),
-            LatentPagedAttention(heads, self.kv_rank, self.rope_dim, self.nope_dim, self.value_dim),
+            LatentPagedAttention(
+                heads,
+                self.kv_rank,
+                self.rope_dim,
+                self.nope_dim,
+                self.value_dim,
+                None if self.indexer is None else self.indexer.top_k,
+            ),
             Linear("o_proj", output, hidden, "row", quantised, self.bias, (Segment(output, heads),)),
             AllReduce(hidden),
         )
 
     def tensors(self) -> tuple[WeightTensor, ...]:
-        """q_a_proj, q_a_norm, q_b_proj (or q_proj), kv_a_proj_with_mqa, kv_a_norm, kv_b_proj, o_proj."""
+        """q_a_proj, q_a_norm, q_b_proj (or q_proj), kv_a_proj_with_mqa, kv_a_norm, kv_b_proj, o_proj; the indexer's."""
         hidden, heads, quantised = self.hidden_size, self.heads, self.quantised
         query, output = heads * (self.nope_dim + self.rope_dim), heads * self.value_dim
         keys_values = heads * (self.nope_dim + self.value_dim)
@@ -188,11 +293,23 @@ class LatentAttention:
         tensors += linear_tensors(
             "o_proj", output, hidden, shard="row", quantised=quantised, bias=self.bias, segments=down
         )
+        if self.indexer is not None:
+            tensors += self.indexer.tensors(hidden)
         return tuple(tensors)
 
-    def kv_elements_per_token(self, tensor_parallel: int) -> int:
-        """The latent vector and the rotary key; the same on every rank, whatever their number."""
-        return self.kv_rank + self.rope_dim
+    def kv_bytes_per_token(self, kv_dtype: DType, tensor_parallel: int) -> float:
+        """The latent vector and the rotary key, and the indexer's key; the same on every rank, whatever their number.
+
+        The kernels of sparse attention read 8-bit latent vectors with one 32-bit scale per 128 elements, and keep the
+        rotary key in 16 bits (656 bytes for 512 and 64 elements: FlashMLA's FP8 layout, which vLLM and SGLang use).
+        """
+        cached = (self.kv_rank + self.rope_dim) * kv_dtype.bytes
+        if self.indexer is None:
+            return cached
+        if kv_dtype.bytes < _SIXTEEN_BITS:
+            scales = _SCALE_BYTES * -(-self.kv_rank // _SCALE_ELEMENTS)
+            cached += scales + self.rope_dim * (_SIXTEEN_BITS - kv_dtype.bytes)
+        return cached + self.indexer.cached_bytes
 
     def state_bytes(self, tensor_parallel: int) -> int:
         """Nothing is kept but the latent cache."""
@@ -203,99 +320,4 @@ class LatentAttention:
         return (Divisible("attention heads", self.heads),)
 
 
-@dataclass(frozen=True)
-class Recurrent:
-    """Mamba-2 (arXiv:2405.21060): a causal convolution and a state of head_dim x state_size per head."""
-
-    hidden_size: int
-    heads: int
-    head_dim: int
-    groups: int  # of heads that share the input and output vectors of the state
-    state_size: int
-    conv_kernel: int
-    conv_bias: bool = True
-    projection_bias: bool = False
-    state_element_bytes: int = 4
-    conv_element_bytes: int = 2
-    quantised: bool = True
-
-    @property
-    def window(self) -> None:
-        """Not attention."""
-        return None
-
-    @property
-    def inner_size(self) -> int:
-        """Channels of the state's input: heads x head_dim."""
-        return self.heads * self.head_dim
-
-    def _convolved(self) -> tuple[Segment, ...]:
-        """x | B | C, the channels that pass the convolution."""
-        shared = Segment(self.groups * self.state_size, self.groups)
-        return Segment(self.inner_size, self.heads), shared, shared
-
-    def _projected(self) -> tuple[Segment, ...]:
-        """z | x | B | C | dt, what the input projection makes."""
-        return Segment(self.inner_size, self.heads), *self._convolved(), Segment(self.heads, self.heads)
-
-    def operators(self) -> tuple[Operator, ...]:
-        """Input projection, convolution, scan, gated norm, output projection, all-reduce."""
-        projected, inner = self._projected(), self.inner_size
-        width = sum(segment.size for segment in projected)
-        channels = sum(segment.size for segment in self._convolved())
-        state = inner * self.state_size
-        by_heads, bias = (Segment(inner, self.heads),), self.projection_bias
-        return (
-            Linear("in_proj", self.hidden_size, width, "column", self.quantised, bias, projected),
-            Elementwise("causal_conv", channels, "column"),
-            # per state element and token: decay, input times dt x, sum, and a multiply-add to read: 6
-            RecurrentScan(state, 6 * state),
-            Elementwise("gated_norm", 3 * inner // 2, "column"),
-            Linear("out_proj", inner, self.hidden_size, "row", self.quantised, bias, by_heads),
-            AllReduce(self.hidden_size),
-        )
-
-    def tensors(self) -> tuple[WeightTensor, ...]:
-        """in_proj, conv1d, A_log, D, dt_bias, gated_norm, out_proj."""
-        projected, convolved, inner = self._projected(), self._convolved(), self.inner_size
-        width = sum(segment.size for segment in projected)
-        channels = sum(segment.size for segment in convolved)
-        by_heads, bias = (Segment(inner, self.heads),), self.projection_bias
-        tensors = [
-            *linear_tensors(
-                "in_proj",
-                self.hidden_size,
-                width,
-                shard="column",
-                quantised=self.quantised,
-                bias=bias,
-                segments=projected,
-            ),
-            WeightTensor("conv1d.weight", (channels, 1, self.conv_kernel), 0, False, segments=convolved),
-        ]
-        if self.conv_bias:
-            tensors.append(WeightTensor("conv1d.bias", (channels,), 0, False, segments=convolved))
-        tensors += [WeightTensor(role, (self.heads,), 0, False) for role in ("A_log", "D", "dt_bias")]
-        tensors.append(WeightTensor("gated_norm.weight", (inner,), 0, False, segments=by_heads))
-        tensors += linear_tensors(
-            "out_proj", inner, self.hidden_size, shard="row", quantised=self.quantised, bias=bias, segments=by_heads
-        )
-        return tuple(tensors)
-
-    def kv_elements_per_token(self, tensor_parallel: int) -> int:
-        """Nothing grows with the context."""
-        return 0
-
-    def state_bytes(self, tensor_parallel: int) -> int:
-        """Bytes of one sequence on one rank: the state, and the last conv_kernel - 1 inputs of the convolution."""
-        heads, groups = -(-self.heads // tensor_parallel), -(-self.groups // tensor_parallel)
-        state = heads * self.head_dim * self.state_size
-        channels = heads * self.head_dim + 2 * groups * self.state_size
-        return state * self.state_element_bytes + channels * (self.conv_kernel - 1) * self.conv_element_bytes
-
-    def divisible(self) -> tuple[Divisible, ...]:
-        """Counts that a tensor-parallel size must divide."""
-        return Divisible("Mamba heads", self.heads), Divisible("Mamba groups", self.groups, repeatable=True)
-
-
-Mixer = Attention | LatentAttention | Recurrent
+Mixer = Attention | LatentAttention | Recurrent | GatedDeltaNet

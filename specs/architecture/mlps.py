@@ -66,10 +66,15 @@ class MixtureOfExperts:
     gated: bool = True
     activation: str = "silu"
     expert_bias: bool = False
-    stacked: bool = False  # the checkpoint holds all experts in one tensor (experts, in, out)
+    # The checkpoint holds all experts in one tensor (experts, in, out) or (experts, out, in)
+    stacked: Literal["no", "in_out", "out_in"] = "no"
     latent_size: int | None = None  # routed experts work on a projection of the hidden state of this width
     shared_intermediate_size: int = 0  # of the shared experts together; 0 = none
+    shared_gate: bool = False  # the shared expert's output is scaled by the sigmoid of one score per token
+    shared_quantised: bool = True
+    shared_reduced_apart: bool = False  # its sum over ranks is needed alone, not only with the routed one
     router_bias: bool = False
+    router_scales: bool = False  # learned scales of the router's input and of every expert's score (Gemma 4)
     correction_bias: bool = False  # added to the scores for the choice of experts only (DeepSeek-V3)
     scoring: Literal["softmax", "sigmoid", "softmax_of_chosen"] = "softmax"
     normalise: bool = True  # chosen scores are divided by their sum
@@ -92,7 +97,7 @@ class MixtureOfExperts:
             self.shared_intermediate_size,
             gated=self.gated,
             activation=self.activation,
-            quantised=self.quantised,
+            quantised=self.shared_quantised,
         )
 
     def operators(self) -> tuple[Operator, ...]:
@@ -120,7 +125,9 @@ class MixtureOfExperts:
         shared = self.shared()
         if shared is not None:
             operators += shared.projections("shared_")
-        operators.append(AllReduce(hidden))
+        if self.shared_gate:
+            operators.append(Linear("shared_gate", hidden, 1, "replicated", False, False))
+        operators += [AllReduce(hidden)] * (2 if self.shared_reduced_apart else 1)
         return tuple(operators)
 
     def tensors(self) -> tuple[WeightTensor, ...]:
@@ -130,16 +137,21 @@ class MixtureOfExperts:
                 "router", self.hidden_size, self.experts, shard="replicated", quantised=False, bias=self.router_bias
             )
         ]
+        if self.router_scales:
+            tensors.append(WeightTensor("router_input_scale", (self.hidden_size,), None, False))
+            tensors.append(WeightTensor("router_expert_scale", (self.experts,), None, False))
         if self.correction_bias:
             tensors.append(WeightTensor("correction_bias", (self.experts,), None, False))
         if self.latent_size is not None:
             latent, hidden, quantised = self.latent_size, self.hidden_size, self.quantised
             tensors += linear_tensors("latent_down_proj", hidden, latent, shard="replicated", quantised=quantised)
             tensors += linear_tensors("latent_up_proj", latent, hidden, shard="replicated", quantised=quantised)
-        tensors += self._stacked_experts() if self.stacked else self._experts()
+        tensors += self._experts() if self.stacked == "no" else self._stacked_experts()
         shared = self.shared()
         if shared is not None:
             tensors += shared.tensors("shared_")
+        if self.shared_gate:
+            tensors += linear_tensors("shared_gate", self.hidden_size, 1, shard="replicated", quantised=False)
         return tuple(tensors)
 
     def _experts(self) -> list[WeightTensor]:
@@ -155,16 +167,21 @@ class MixtureOfExperts:
         return tensors
 
     def _stacked_experts(self) -> list[WeightTensor]:
-        """(experts, in, out), gate and up columns interleaved, as gpt-oss names them before MXFP4 packing."""
+        """One tensor for gate and up, one for down; whether gate and up columns alternate is the family's matter."""
         width, inner, count = self.expert_hidden_size, self.intermediate_size, self.experts
-        up = 2 * inner if self.gated else inner
+        ways = 2 if self.gated else 1
+        up, pieces = ways * inner, (Segment(inner, inner),) * ways  # gate | up, each cut alone
+        if self.stacked == "in_out":
+            shapes, axes = ((count, width, up), (count, inner, width)), (2, 1)
+        else:
+            shapes, axes = ((count, up, width), (count, width, inner)), (1, 2)
         tensors = [
-            WeightTensor("experts_gate_up_proj", (count, width, up), 2, self.quantised, expert_axis=True),
-            WeightTensor("experts_down_proj", (count, inner, width), 1, self.quantised, expert_axis=True),
+            WeightTensor("experts_gate_up_proj", shapes[0], axes[0], self.quantised, expert_axis=True, segments=pieces),
+            WeightTensor("experts_down_proj", shapes[1], axes[1], self.quantised, expert_axis=True),
         ]
         if self.expert_bias:
             tensors += [
-                WeightTensor("experts_gate_up_proj_bias", (count, up), 1, False, expert_axis=True),
+                WeightTensor("experts_gate_up_proj_bias", (count, up), 1, False, expert_axis=True, segments=pieces),
                 WeightTensor("experts_down_proj_bias", (count, width), None, False, expert_axis=True),
             ]
         return tensors

@@ -60,7 +60,9 @@ class Architecture:
 
     `activation`, `norm`, `rms_norm_eps` (of LayerNorm too) and `rope` (None: no rotary embedding) are what a runtime
     needs beyond shapes. `compute_dtype` is the config's dtype. `mtp_layers` counts multi-token-prediction layers of
-    the checkpoint; they are not served and not counted. `weight_names` maps roles to names in the checkpoint.
+    the checkpoint; they are not served and not counted. `omitted` names the parts of the config (vision and audio
+    towers of a multimodal model) that are not described: the text model is, and what it says of memory leaves them
+    out. `weight_names` maps roles to names in the checkpoint.
     """
 
     name: str
@@ -79,6 +81,8 @@ class Architecture:
     compute_dtype: DType = DType.BF16
     quantisation: Quantisation | None = None
     mtp_layers: int = 0
+    omitted: tuple[str, ...] = ()
+    window_rope: Rope | None = None  # of windowed layers, where it is not `rope`
     weight_names: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __hash__(self) -> int:
@@ -120,8 +124,11 @@ class Architecture:
 
     @property
     def window_tokens(self) -> int | None:
-        """Window of the windowed layers (families with two different windows are refused); None without any."""
-        return max((layer.window for layer, _ in self.distinct_layers if layer.window is not None), default=None)
+        """The most keys that a query sees in windowed layers, or in layers that choose their keys; None without any.
+
+        Families with two such numbers are refused. Layers that choose keep all their keys.
+        """
+        return max((layer.reach for layer, _ in self.distinct_layers if layer.reach is not None), default=None)
 
     # Operators and weights outside the layers
 
@@ -207,21 +214,19 @@ class Architecture:
 
     def kv_bytes_per_token(self, kv_dtype: DType, tensor_parallel: int, layers: range | None = None) -> float:
         """Bytes per token and rank in the layers that attend to the whole context (windowed ones not counted)."""
-        elements = sum(
-            count * layer.kv_elements_per_token(tensor_parallel)
-            for layer, count in self.layer_counts(layers)
-            if layer.window is None
-        )
-        return elements * kv_dtype.bytes
+        return self._kv_bytes(kv_dtype, tensor_parallel, layers, windowed=False)
 
     def window_kv_bytes_per_token(self, kv_dtype: DType, tensor_parallel: int, layers: range | None = None) -> float:
         """Bytes per token and rank in windowed layers; of a sequence only `window_tokens` tokens need to be kept."""
-        elements = sum(
-            count * layer.kv_elements_per_token(tensor_parallel)
+        return self._kv_bytes(kv_dtype, tensor_parallel, layers, windowed=True)
+
+    def _kv_bytes(self, kv_dtype: DType, tensor_parallel: int, layers: range | None, *, windowed: bool) -> float:
+        of_layers = (
+            count * layer.kv_bytes_per_token(kv_dtype, tensor_parallel)
             for layer, count in self.layer_counts(layers)
-            if layer.window is not None
+            if (layer.window is not None) is windowed
         )
-        return elements * kv_dtype.bytes
+        return sum(of_layers, 0.0)
 
     def state_bytes(self, tensor_parallel: int, layers: range | None = None) -> int:
         """Recurrent state of one sequence on one rank, whatever its length."""

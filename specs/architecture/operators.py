@@ -42,6 +42,18 @@ class PagedAttention:
     head_dim: int
     window: int | None
     sinks: bool = False  # one learned logit per head in the softmax's denominator
+    value_dim: int | None = None  # where values are narrower than keys; None = head_dim
+    top_k: int | None = None  # keys that a query sees after an `IndexScores` chose them; all of them are kept
+
+    @property
+    def reach(self) -> int | None:
+        """The most keys that a query sees; None = all."""
+        return self.window if self.top_k is None else self.top_k
+
+    @property
+    def mean_dim(self) -> float:
+        """Mean of the widths of a key and a value: what bytes and FLOPs per key go with."""
+        return (self.head_dim + (self.head_dim if self.value_dim is None else self.value_dim)) / 2
 
     def rank_heads(self, tensor_parallel: int) -> tuple[int, int]:
         """(query heads, KV heads) of one rank; KV heads fewer than ranks are repeated."""
@@ -54,7 +66,9 @@ class LatentPagedAttention:
 
     Runs absorbed in decode: every head scores against the latent vector itself (kv_rank + rope_dim wide) and sums
     latent vectors (kv_rank wide). In prefill keys are nope_dim + rope_dim and values value_dim wide. The two absorbed
-    products cost, per token, exactly what the up-projection `kv_b_proj` costs, and stand as that `Linear`.
+    products cost, per token, exactly what the up-projection `kv_b_proj` costs, and stand as that `Linear`. With
+    `top_k` a query sees the keys that an `IndexScores` chose, and prefill runs absorbed as well: every query has keys
+    of its own, so that expanded ones would not be shared.
     """
 
     heads: int
@@ -62,6 +76,21 @@ class LatentPagedAttention:
     rope_dim: int
     nope_dim: int
     value_dim: int
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
+class IndexScores:
+    """A small scorer of every earlier key, and the choice of the best `top_k` (DeepSeek sparse attention).
+
+    Each of `heads` queries of `head_dim` is multiplied with one cached key of `key_bytes` per token; the scores are
+    kept in 32 bits. It runs whole on every rank.
+    """
+
+    heads: int
+    head_dim: int
+    top_k: int
+    key_bytes: int
 
 
 @dataclass(frozen=True)
@@ -105,4 +134,6 @@ class RecurrentScan:
     flops_per_token: int
 
 
-Operator = Linear | PagedAttention | LatentPagedAttention | Experts | Elementwise | AllReduce | RecurrentScan
+Operator = (
+    Linear | PagedAttention | LatentPagedAttention | IndexScores | Experts | Elementwise | AllReduce | RecurrentScan
+)

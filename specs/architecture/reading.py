@@ -21,9 +21,9 @@ _HARMLESS = """
     init_std initializer_range label2id layerdrop length_penalty max_length min_length model_type name_or_path
     no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
     output_hidden_states output_router_logits output_scores pad_token_id prefix pretraining_tp problem_type
-    quantization_config rescale_prenorm_residual resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef
-    router_jitter_noise sep_token_id suppress_tokens task_specific_params temperature tokenizer_class top_k top_p
-    torch_dtype transformers_version transformers.js_config typical_p unk_token_id use_cache
+    quantization_config repetition_penalty rescale_prenorm_residual resid_pdrop return_dict return_dict_in_generate
+    router_aux_loss_coef router_jitter_noise sep_token_id suppress_tokens task_specific_params temperature
+    tokenizer_class top_k top_p torch_dtype transformers_version transformers.js_config typical_p unk_token_id use_cache
 """
 HARMLESS = frozenset(_HARMLESS.split())
 
@@ -31,12 +31,33 @@ HARMLESS = frozenset(_HARMLESS.split())
 class ConfigReader:
     """Typed reads of a config with errors that name file, line, field, expectation and the nearest key."""
 
-    def __init__(self, config: Mapping[str, Any], name: str, file: str | None = None, text: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        name: str,
+        file: str | None = None,
+        text: str | None = None,
+        *,
+        inside: str = "",
+        whole: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`inside`: the key of `whole` whose mapping this config is, where it is not the whole file."""
         self.config = config
         self.name = name
         self.file = file
+        self.whole = config if whole is None else whole
         self._text = text
+        self._inside = inside
         self._seen: set[str] = set()
+
+    def nested(self, key: str, inherited: Mapping[str, Any]) -> ConfigReader:
+        """A reader of the mapping at `key`, to which `inherited` keys of this config are added."""
+        inner = self.raw(key)
+        if not isinstance(inner, Mapping):
+            raise self.error(key, f"is {_shown(inner)}", "the config of the text model")
+        return ConfigReader(
+            {**inner, **inherited}, self.name, self.file, self._text, inside=f"{key}.", whole=self.whole
+        )
 
     def error(self, key: str, message: str, expected: str | None = None, nearest: tuple[str, ...] = ()) -> InputError:
         """An `InputError` at `key`; the line is where the key first stands in the file."""
@@ -44,7 +65,7 @@ class ConfigReader:
         if self._text is not None:
             place = self._text.find(f'"{key}"')
             line = None if place < 0 else self._text.count("\n", 0, place) + 1
-        field = key if self.file is not None else f"architecture.{key}"
+        field = self._inside + key if self.file is not None else f"architecture.{self._inside}{key}"
         return InputError(message, file=self.file, line=line, field=field, expected=expected, nearest=nearest)
 
     def has(self, key: str) -> bool:

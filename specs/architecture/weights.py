@@ -26,6 +26,21 @@ def rank_size(segments: tuple[Segment, ...], size: int, ranks: int) -> int:
 
 
 @dataclass(frozen=True)
+class Divisible:
+    """A count that a tensor-parallel size must divide, or may be a multiple of where units can be repeated."""
+
+    what: str
+    count: int
+    repeatable: bool = False
+
+    def obstacle(self, ranks: int) -> str | None:
+        """Why `ranks` cannot cut it, or None."""
+        if self.count % ranks == 0 or (self.repeatable and ranks % self.count == 0):
+            return None
+        return f"{self.count} {self.what} cannot be split evenly over {ranks} ranks"
+
+
+@dataclass(frozen=True)
 class Ranks:
     """Over how many ranks tensors are cut: dense ones, and experts by expert and inside an expert."""
 

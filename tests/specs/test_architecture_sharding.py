@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_configs import TINY, tiny
 
 from specs.architecture import (
     Architecture,
@@ -87,7 +88,9 @@ def recurrent_configs(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-CONFIGS = st.one_of(llama_configs(), routed_configs(), recurrent_configs())
+CONFIGS = st.one_of(
+    llama_configs(), routed_configs(), recurrent_configs(), st.sampled_from([tiny(name) for name in sorted(TINY)])
+)
 
 
 def dealt(units: int, ranks: int) -> list[int]:

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from specs.architecture.families import deepseek_v3, gpt_oss, llama, mixtral, nemotron_h, opt, qwen3_moe
+from specs.architecture.families import (
+    deepseek_v3,
+    gemma4,
+    gpt_oss,
+    llama,
+    llama4,
+    mimo_v2_flash,
+    minimax_m2,
+    minimax_m3,
+    mixtral,
+    nemotron_h,
+    nemotron_nas,
+    opt,
+    qwen3_5,
+    qwen3_moe,
+)
+from specs.architecture.families.multimodal import text_model
 from specs.architecture.model import Architecture
 from specs.architecture.reading import ConfigReader
 
@@ -18,9 +34,28 @@ FAMILIES: dict[str, Callable[[ConfigReader], Architecture]] = {
     "gpt_oss": gpt_oss.read,
     "deepseek_v3": deepseek_v3.read,
     "kimi_k2": deepseek_v3.read,
+    "deepseek_v32": deepseek_v3.read_v32,
+    "glm_moe_dsa": deepseek_v3.read_glm,
+    "minimax_m2": minimax_m2.read,
+    "minimax_m3": minimax_m3.read,
+    "mimo": llama.read_mimo,
+    "mimo_v2_flash": mimo_v2_flash.read,
     "nemotron_h": nemotron_h.read,
+    "nemotron-nas": nemotron_nas.read,
     "opt": opt.read,
+    "qwen3_next": qwen3_5.read_next,
+    "qwen3_5_text": qwen3_5.read_dense,
+    "qwen3_5_moe_text": qwen3_5.read_sparse,
+    "llama4_text": llama4.read,
+    "gemma4_text": gemma4.read,
+    # The text model of a multimodal config; names in these checkpoints begin otherwise.
+    "kimi_k25": text_model("kimi_k25", deepseek_v3.read, "language_model.", "kimi_k2"),
+    "qwen3_5": text_model("qwen3_5", qwen3_5.read_dense, "model.language_model.", "qwen3_5_text"),
+    "qwen3_5_moe": text_model("qwen3_5_moe", qwen3_5.read_sparse, "model.language_model.", "qwen3_5_moe_text"),
+    "llama4": text_model("llama4", llama4.read, "language_model.", "llama4_text"),
+    "gemma4": text_model("gemma4", gemma4.read, "model.language_model.", "gemma4_text"),
 }
+MULTIMODAL = frozenset({"kimi_k25", "qwen3_5", "qwen3_5_moe", "llama4", "gemma4"})
 
 # The class names that a config of the family carries. Another class under the same `model_type` is other code.
 ARCHITECTURES: dict[str, str] = {
@@ -33,35 +68,39 @@ ARCHITECTURES: dict[str, str] = {
     "gpt_oss": "GptOssForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "kimi_k2": "DeepseekV3ForCausalLM",
+    "deepseek_v32": "DeepseekV32ForCausalLM",
+    "glm_moe_dsa": "GlmMoeDsaForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "minimax_m3": "MiniMaxM3ForCausalLM",
+    "mimo": "MiMoForCausalLM",
+    "mimo_v2_flash": "MiMoV2FlashForCausalLM",
     "nemotron_h": "NemotronHForCausalLM",
+    "nemotron-nas": "DeciLMForCausalLM",
     "opt": "OPTForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "llama4_text": "Llama4ForCausalLM",
+    "gemma4_text": "Gemma4ForCausalLM",
+    "kimi_k25": "KimiK25ForConditionalGeneration",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "llama4": "Llama4ForConditionalGeneration",
+    "gemma4": "Gemma4ForConditionalGeneration",
 }
 
 # Families that are known and not expressed, and what stands in the way.
 UNSUPPORTED: dict[str, str] = {
     "deepseek_v2": "its router and its scaling of attention differ from DeepSeek-V3's",
-    "deepseek_v32": "sparse attention with an indexer (DSA)",
-    "deepseek_v4": "compressed sparse attention",
-    "deepseek_ref": "compressed sparse attention",
+    "deepseek_ref": "compressed sparse attention and hyper-connections",
+    "deepseek_v4": "compressed sparse attention and hyper-connections",
     "falcon": "parallel attention and MLP",
     "gemma2": "soft-capped attention and two more norms a layer",
     "gemma3": "two more norms a layer and two rotary embeddings",
     "gemma3_text": "two more norms a layer and two rotary embeddings",
-    "gemma4": "two head sizes, two rotary embeddings and a vision tower",
-    "glm_moe_dsa": "sparse attention with an indexer (DSA)",
     "gpt2": "fused transposed projections",
-    "kimi_k25": "a vision tower around a Kimi-K2 text model",
-    "kimi_k3": "delta attention (KDA) and a vision tower",
-    "llama4": "chunked attention, interleaved experts and a vision tower",
-    "mimo": "Qwen2's layers with multi-token prediction, not described yet",
-    "mimo_v2_flash": "two shapes of attention in one model",
-    "minimax_m2": "query-key norms over all heads at once",
-    "minimax_m3": "sparse attention",
-    "nemotron-nas": "a shape of its own in every layer",
+    "kimi_k3": "delta attention (KDA) with gates of full rank, residuals over blocks of layers, and a vision tower",
     "phi3": "fused projections",
     "qwen2_moe": "a gated shared expert",
-    "qwen3_5": "gated delta-net layers and a vision tower",
-    "qwen3_5_moe": "gated delta-net layers and a vision tower",
-    "qwen3_next": "gated delta-net layers",
-    "step3p7": "windowed attention with experts of its own, not described yet",
+    "step3p7": "gates of attention heads, whose number is not the same in all layers",
 }

@@ -107,6 +107,7 @@ def assemble(
     eps: float | None = None,
     learned_positions: int = 0,
     mtp_layers: int = 0,
+    window_rope: Rope | None = None,
     tied_default: bool = False,
     harmless: frozenset[str] = frozenset(),
 ) -> Architecture:
@@ -114,7 +115,7 @@ def assemble(
     architecture = Architecture(
         name=reader.name,
         family=family,
-        config=reader.config,
+        config=reader.whole,
         hidden_size=hidden_size,
         vocab_size=reader.integer("vocab_size", high=MAX_SIZE),
         max_position_embeddings=reader.integer("max_position_embeddings", high=1 << 31),
@@ -128,6 +129,7 @@ def assemble(
         compute_dtype=read_compute_dtype(reader),
         quantisation=read_quantisation(reader),
         mtp_layers=mtp_layers,
+        window_rope=window_rope,
         weight_names=names,
     )
     reader.finish(family, harmless)

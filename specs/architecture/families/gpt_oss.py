@@ -47,7 +47,7 @@ def read(reader: ConfigReader) -> Architecture:
         reader.integer("intermediate_size"),
         activation=activation,
         expert_bias=True,
-        stacked=True,
+        stacked="in_out",
         router_bias=True,
         scoring="softmax_of_chosen",
     )

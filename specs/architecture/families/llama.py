@@ -1,4 +1,4 @@
-"""Llama 2 and 3, Mistral, Qwen2 and Qwen3: grouped attention with rotary embedding, gated MLP, RMSNorm.
+"""Llama 2 and 3, Mistral, Qwen2, Qwen3 and MiMo: grouped attention with rotary embedding, gated MLP, RMSNorm.
 
 They differ in biases (Qwen2: always on QKV; Llama, Qwen3: `attention_bias` on all four projections), in query-key norms
 (Qwen3), in explicit head sizes, and in which layers may be windowed.
@@ -23,7 +23,7 @@ from specs.architecture.layer import Layer
 from specs.architecture.mixers import Attention
 from specs.architecture.mlps import DenseMLP
 from specs.architecture.model import Architecture
-from specs.architecture.reading import ConfigReader
+from specs.architecture.reading import MAX_LAYERS, ConfigReader
 
 
 def read_llama(reader: ConfigReader) -> Architecture:
@@ -42,6 +42,13 @@ def read_qwen2(reader: ConfigReader) -> Architecture:
     """Qwen2 and Qwen2.5: biases on query, key and value."""
     reader.expect("use_mrope", False)
     return _read(reader, "qwen2", windows="switch", qkv_bias=True)
+
+
+def read_mimo(reader: ConfigReader) -> Architecture:
+    """MiMo-7B: Qwen2's layers, with multi-token-prediction layers after them."""
+    reader.expect("use_mrope", False)
+    reader.expect("attention_bias", True)
+    return _read(reader, "mimo", windows="switch", qkv_bias=True)
 
 
 def read_qwen3(reader: ConfigReader) -> Architecture:
@@ -83,5 +90,13 @@ def _read(
         for window in read_windows(reader, read_layers(reader), windows)
     )
     names = weight_names(SELF_ATTENTION, DENSE_MLP)
-    rope = read_rope(reader)
-    return assemble(reader, family, layers, names, hidden_size=hidden_size, activation=activation, rope=rope)
+    return assemble(
+        reader,
+        family,
+        layers,
+        names,
+        hidden_size=hidden_size,
+        activation=activation,
+        rope=read_rope(reader),
+        mtp_layers=reader.integer("num_nextn_predict_layers", 0, low=0, high=MAX_LAYERS) if family == "mimo" else 0,
+    )

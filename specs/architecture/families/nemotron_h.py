@@ -14,10 +14,11 @@ from specs.architecture.families.common import (
     weight_names,
 )
 from specs.architecture.layer import Layer
-from specs.architecture.mixers import Attention, Recurrent
+from specs.architecture.mixers import Attention
 from specs.architecture.mlps import DenseMLP, MixtureOfExperts
 from specs.architecture.model import Architecture
 from specs.architecture.reading import MAX_EXPERTS, MAX_LAYERS, ConfigReader
+from specs.architecture.recurrent import Recurrent
 
 PATTERN = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 NAMES = {
