@@ -7,9 +7,10 @@ An `EngineProfile` is how one serving engine (vllm, sglang, trtllm, capstan) spe
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from specs.document import Document, DType, Frozen
 
@@ -75,6 +76,58 @@ class DeviceProfile(Document):
     allreduce_efficiency: dict[int, PositiveFloat]  # by ranks: share of link bandwidth in large all-reduces
     elementwise_efficiency: PositiveFloat  # share of HBM bandwidth of norms and activations
     error_quantiles: dict[str, NonNegativeFloat] = Field(default_factory=dict)  # "p50": 0.08 ... on held-out rows
+    operators: dict[str, Any] | None = None  # OperatorProfile that `capstan calibrate --from` fitted for this device
+
+
+class PowerProfile(Document):
+    """Electrical power of a device at work, as shares of (limit - idle), so that another device can borrow them.
+
+    watts = idle + (limit - idle) x min(1, active_share + compute_share x FLOPs per second / peak
+    + memory_share x bytes per second / bandwidth)
+    """
+
+    kind: Literal["Power"] = "Power"
+    version: PositiveInt = 1
+    device: str
+    confidence: Literal["measured", "borrowed"]
+    relative_of: str | None = None  # the device whose shares were borrowed
+    provenance: str
+    licence: str
+    active_share: NonNegativeFloat = Field(lt=1)  # of a device that runs kernels, whatever they do
+    compute_share: NonNegativeFloat  # more at the peak of its arithmetic
+    memory_share: NonNegativeFloat  # more at the peak of its memory
+    error_quantiles: dict[str, NonNegativeFloat] = Field(default_factory=dict)  # of watts, on held-out rows
+
+
+class KernelFactors(Frozen):
+    """Seconds of an engine's kernels relative to those that the operator model predicts, by kind of operator."""
+
+    gemm: PositiveFloat = 1.0
+    attention: PositiveFloat = 1.0  # of decoding sequences
+    prefill_attention: PositiveFloat = 1.0
+    experts: PositiveFloat = 1.0  # of few tokens, whose weights decide
+    prefill_experts: PositiveFloat = 1.0  # of many tokens, whose arithmetic decides
+    elementwise: PositiveFloat = 1.0
+    collective: PositiveFloat = 1.0
+    scan: PositiveFloat = 1.0
+
+    def of(self, kind: str) -> float:
+        """The factor of an operation's kind (`planner.cost.operations.Kind`)."""
+        return float(getattr(self, kind))
+
+
+class EngineRelease(Frozen):
+    """What is different in the versions of an engine before `before`."""
+
+    before: str
+    step_overhead_s: NonNegativeFloat | None = None
+    sequence_overhead_s: NonNegativeFloat | None = None
+    prefill_step_s: NonNegativeFloat | None = None
+    request_overhead_s: NonNegativeFloat | None = None
+    request_serial_s: NonNegativeFloat | None = None
+    stream_token_s: NonNegativeFloat | None = None
+    idle_seats: NonNegativeInt | None = None
+    batch_wait_steps: NonNegativeInt | None = None
 
 
 class EngineProfile(Document):
@@ -94,4 +147,27 @@ class EngineProfile(Document):
     default_max_num_seqs: PositiveInt
     default_max_num_batched_tokens: PositiveInt
     prefill_policy: Literal["mixed_chunked", "prefill_first"]
+    kernels: KernelFactors = KernelFactors()
+    prefill_step_s: NonNegativeFloat = 0.0  # more of a step that holds prompts and so runs without a captured graph
+    request_serial_s: NonNegativeFloat = 0.0  # of the frontend, which takes one request after the other
+    stream_token_s: NonNegativeFloat = 0.0  # of the frontend per output token
+    output_reserve: NonNegativeFloat = Field(default=0.0, le=1.0)  # share of a request's output free before it may run
+    idle_seats: NonNegativeInt = 0  # of those that a batch limit states, left free in practice
+    batch_wait_steps: NonNegativeInt = 0  # that a prompt waits for company, unless the token budget is full
+    releases: tuple[EngineRelease, ...] = ()  # oldest first
     sources: dict[str, str]
+
+    def at(self, version: str) -> EngineProfile:
+        """The profile of a release; a blank version, or one that is no number, is the profile's own."""
+        wanted = _numbers(version)
+        for release in self.releases:
+            if wanted and wanted < _numbers(release.before):
+                changes = release.model_dump(exclude={"before"}, exclude_none=True)
+                return self.model_copy(update=changes)
+        return self
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: 0.5.6.post2 -> (0, 5, 6); () where it begins with none."""
+    found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip())
+    return tuple(int(part) for part in found.group(1).split(".")) if found else ()

@@ -8,17 +8,29 @@ Parameters are fitted by `fit.py`; those with `low == high` are not identified b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.operators.grid import Floats, Rows
+from specs.document import DType
 from specs.profile import DeviceFacts
 
-WEIGHT_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "fp8_block": 1.0}
+WEIGHT_BYTES = {
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "int8": 1.0,
+    "int8_wo": 1.0,
+    "int4_wo": 0.52,
+    "nvfp4": 0.5625,  # scales included
+}
+PEAKS = {"fp8": "fp8", "fp8_block": "fp8", "int8": "int8", "nvfp4": "fp4"}  # others compute in 16 bit
 KV_BYTES = {"bfloat16": 2.0, "fp8": 1.0}
-MOE_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "w4a16_mxfp4": 0.53, "int4_wo": 0.52}  # scales included
-TILE = 128.0  # query and key rows of a prefill attention tile
+MOE_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "w4a16_mxfp4": 0.53, "int4_wo": 0.52, "nvfp4": 0.5625}
+FP32_FLOPS_PER_CLOCK = {"sm_80": 128.0, "others": 256.0}  # of one multiprocessor
+WARP_GROUP_TARGETS = ("sm_90", "sm_100", "sm_103")  # tensor cores fed by warp groups: larger tiles, other kernels
+BMM_ELEMENTS, BMM_WIDTHS = 128.0 * 512.0, 128.0 + 512.0  # of DeepSeek's latent heads
 # GEMM tiles that the core chooses from: rows, columns, splits of k
 GEMM_TILES = ((64, 64, 1), (64, 64, 4), (128, 64, 1), (128, 128, 1), (128, 128, 4), (128, 256, 1))
 
@@ -35,6 +47,7 @@ class OperatorFacts:
     link_bytes_per_s: float
     pcie: bool  # links through the host, which the ranks share
     clock_hz: float  # highest clock of the multiprocessors
+    target: str  # architecture: sm_90, gfx942
 
     @property
     def tick(self) -> float:
@@ -46,19 +59,44 @@ class OperatorFacts:
         """64 bytes per clock into each multiprocessor."""
         return 64.0 * self.multiprocessors * self.clock_hz
 
+    @property
+    def generation(self) -> str:
+        """Devices of one generation run the same kernels: `warp_group` (Hopper, Blackwell) or `warp` (before them)."""
+        return "warp_group" if self.target in WARP_GROUP_TARGETS else "warp"
+
+    @property
+    def attention_tile(self) -> float:
+        """Query and key rows of a prefill attention tile: 128 in FlashAttention-3, 64 in FlashAttention-2."""
+        return 128.0 if self.generation == "warp_group" else 64.0
+
     def peak(self, dtype: str) -> float:
         """FLOP/s of `dtype`; those of bf16 where the device has no such units."""
         return self.flops.get(dtype, self.flops["bf16"])
 
     def link_rate(self, ranks: Floats) -> Floats:
-        """Bytes per second of each rank's link. Over PCIe pairs of ranks share the host: an estimate."""
-        shared = np.maximum(ranks / 2.0, 1.0) if self.pcie else np.ones_like(ranks)
+        """Bytes per second of each rank's link.
+
+        Over PCIe more than a pair of ranks share the host's memory, through which messages pass twice, and then the
+        link between its sockets: 1/4 of the link for four ranks, 1/16 for eight. Written with the tables of the only
+        measured PCIe device at hand.
+        """
+        shared = np.maximum(ranks / 2.0, 1.0) ** 2 if self.pcie else np.ones_like(ranks)
         result: Floats = self.link_bytes_per_s / shared
         return result
 
 
-def operator_facts(device: DeviceFacts, clock_hz: float) -> OperatorFacts:
-    """From the catalogue's facts; the catalogue has no clock, so profiles carry it."""
+def clock_hz(device: DeviceFacts) -> float:
+    """Highest clock of the multiprocessors: peak FP32 FLOP/s / (multiprocessors x FP32 FLOPs per clock of each).
+
+    Makers state the vector peak at the highest clock (that of tensor units is stated at a lower one on Hopper). FLOPs
+    per clock: twice the FP32 results of the CUDA C++ Programming Guide's throughput table, and of AMD's CDNA papers.
+    """
+    per_clock = FP32_FLOPS_PER_CLOCK.get(device.target, FP32_FLOPS_PER_CLOCK["others"])
+    return device.flops[DType.FP32] / (device.multiprocessors * per_clock)
+
+
+def operator_facts(device: DeviceFacts) -> OperatorFacts:
+    """From the catalogue's facts."""
     return OperatorFacts(
         device.name,
         device.hbm_bytes_per_s,
@@ -67,8 +105,14 @@ def operator_facts(device: DeviceFacts, clock_hz: float) -> OperatorFacts:
         {dtype.value: flops for dtype, flops in device.flops.items()},
         device.link_bytes_per_s,
         device.link == "pcie",
-        clock_hz,
+        clock_hz(device),
+        device.target,
     )
+
+
+def without_l2(facts: OperatorFacts) -> OperatorFacts:
+    """The device with a cache that holds nothing."""
+    return replace(facts, l2_bytes=1.0)
 
 
 @dataclass(frozen=True)
@@ -156,7 +200,7 @@ DECODE = (
 )
 
 
-def decode_core(kv_bytes: float, peak: str) -> Core:
+def decode_core(kv_bytes: float) -> Core:
     """One query token per sequence over `keys` cached tokens.
     tick (start + wave_s waves + merge) + max4(KV bytes / rate, compute, the longest chain of key chunks)."""
 
@@ -169,7 +213,7 @@ def decode_core(kv_bytes: float, peak: str) -> Core:
         moved = batch * (keys * 2.0 * kv_heads * kv_bytes + 4.0 * heads) * dim
         rate = memory_rate(moved, facts, share, l2_share, l2_keep)
         padded = np.ceil(group / 16.0) * 16.0  # rows of a tensor-core tile
-        compute = 4.0 * batch * kv_heads * padded * keys * dim / (facts.peak(peak) * compute_share)
+        compute = 4.0 * batch * kv_heads * padded * keys * dim / (facts.peak("bf16") * compute_share)
         blocks = batch * kv_heads
         splits = np.clip(facts.multiprocessors / blocks, 1.0, np.maximum(keys / split_keys, 1.0))
         chain = np.ceil(keys / 128.0 / splits) * chunk * dim / 128.0
@@ -187,38 +231,41 @@ PREFILL = (
     Parameter("memory_share", 0.7, 0.1, 1.0),
     Parameter("step_s", 3e-7, 3e-7, 3e-7),  # per tile of keys of one block; not identified
     Parameter("wave_s", 1e-6, 1e-8, 2e-5),
+    Parameter("l2_share", 0.2, 0.05, 1.0),
+    Parameter("l2_keep", 0.7, 0.2, 1.5),
 )
 
 
-def seen_tiles(new: Floats, prefix: Floats, window: Floats) -> Floats:
+def seen_tiles(new: Floats, prefix: Floats, window: Floats, tile: float) -> Floats:
     """Key tiles that all query tiles of a causal prefill see: the sum over query tiles of min(tiles so far, window)."""
-    count, before = np.ceil(new / TILE), np.ceil(prefix / TILE)
-    reach = np.where(window > 0, np.ceil(window / TILE) + 1.0, 1e12)
+    count, before = np.ceil(new / tile), np.ceil(prefix / tile)
+    reach = np.where(window > 0, np.ceil(window / tile) + 1.0, 1e12)
     full = np.clip(reach - before, 0.0, count)  # query tiles that still see everything before them
     total: Floats = full * before + full * (full + 1) / 2 + (count - full) * reach
     return total
 
 
-def prefill_core(kv_bytes: float, peak: str) -> Core:
+def prefill_core(kv_bytes: float) -> Core:
     """Causal attention of `tokens` new tokens over `prefix` cached ones (no table has a prefix: untested).
-    tick (start + wave_s waves) + max4(max3(tiles at a share of the peak, the longest block), bytes / HBM)."""
+    tick (start + wave_s waves) + max4(max3(tiles at a share of the peak, the longest block), bytes / rate)."""
 
     def core(rows: Rows, facts: OperatorFacts, p: Floats) -> Floats:
-        start, compute_share, share, step, wave = (float(v) for v in p)
+        start, compute_share, share, step, wave, l2_share, l2_keep = (float(v) for v in p)
         batch, heads, kv_heads, dim = rows["batch"], rows["heads"], rows["kv_heads"], rows["head_dim"]
         new, prefix, window = rows["tokens"], rows["prefix"], rows["window"]
-        flops = facts.peak(peak) * compute_share
-        packed = np.ceil(new * (heads / kv_heads) / TILE) * kv_heads  # short prompts: heads share a tile
-        blocks = batch * np.minimum(heads * np.ceil(new / TILE), packed)
-        long = heads * seen_tiles(new, prefix, window)
-        tiles = batch * np.where(new <= TILE, packed * np.ceil((new + prefix) / TILE), long)
-        compute = tiles * 4.0 * TILE * TILE * dim / flops
-        last = np.where(window > 0, np.minimum(new + prefix, window + TILE), new + prefix)
-        of_one_block = 4.0 * TILE * TILE * dim / (flops / facts.multiprocessors)
-        chain = np.ceil(last / TILE) * np.maximum(facts.tick * step * dim / TILE, of_one_block)
+        tile = facts.attention_tile
+        flops = facts.peak("bf16") * compute_share
+        packed = np.ceil(new * (heads / kv_heads) / tile) * kv_heads  # short prompts: heads share a tile
+        blocks = batch * np.minimum(heads * np.ceil(new / tile), packed)
+        long = heads * seen_tiles(new, prefix, window, tile)
+        tiles = batch * np.where(new <= tile, packed * np.ceil((new + prefix) / tile), long)
+        compute = tiles * 4.0 * tile * tile * dim / flops
+        last = np.where(window > 0, np.minimum(new + prefix, window + tile), new + prefix)
+        of_one_block = 4.0 * tile * tile * dim / (flops / facts.multiprocessors)
+        chain = np.ceil(last / tile) * np.maximum(facts.tick * step * dim / 128.0, of_one_block)
         moved = batch * (new * heads * 4.0 + (new + prefix) * kv_heads * 2.0 * kv_bytes) * dim
         waves = np.ceil(blocks / facts.multiprocessors)
-        work = smooth_max(smooth_max(compute, chain, 3.0), moved / (facts.hbm_bytes_per_s * share))
+        work = smooth_max(smooth_max(compute, chain, 3.0), moved / memory_rate(moved, facts, share, l2_share, l2_keep))
         result: Floats = facts.tick * (start + wave * waves) + work
         return result
 
@@ -319,6 +366,57 @@ def mla_core(weight_bytes: float, kv_bytes: float, peak: str, decode: bool) -> C
             work = 2.0 * batch * heads * (length * (length + 128.0) / 2) * (192 + 128) / flops
             read = tokens * heads * (192 * 2 + 128 * 2) * 2.0 / memory
         result: Floats = facts.tick * start + project + smooth_max(work, read) + sequence * batch
+        return result
+
+    return core
+
+
+BMM = (
+    Parameter("start_s", 4e-6, 1e-6, 4e-5),
+    Parameter("memory_share", 0.8, 0.2, 1.0),
+    Parameter("l2_share", 0.3, 0.05, 1.0),
+    Parameter("l2_keep", 0.7, 0.2, 1.5),
+    Parameter("compute_share", 0.6, 0.05, 1.0),
+)
+
+
+def bmm_core(element_bytes: float, peak: str) -> Core:
+    """One small product per head, [tokens, 128] x [128, 512] or its transpose (DeepSeek's absorbed projections).
+    tick start + max4(FLOPs with tokens in tiles of 64 / (peak share), bytes / rate)."""
+
+    def core(rows: Rows, facts: OperatorFacts, p: Floats) -> Floats:
+        start, share, l2_share, l2_keep, compute_share = (float(v) for v in p)
+        tokens, heads = rows["tokens"], rows["heads"]
+        padded = np.ceil(tokens / 64.0) * 64.0
+        compute = 2.0 * padded * heads * BMM_ELEMENTS / (facts.peak(peak) * compute_share)
+        moved = heads * (BMM_ELEMENTS + tokens * BMM_WIDTHS) * element_bytes
+        rate = memory_rate(moved, facts, share, l2_share, l2_keep)
+        result: Floats = facts.tick * start + smooth_max(compute, moved / rate)
+        return result
+
+    return core
+
+
+DISPATCH = (
+    Parameter("start_s", 1e-4, 5e-6, 2e-3),
+    Parameter("link_share", 0.5, 0.01, 4.0),  # above 1: fewer bytes than 16 bit for every copy of a token
+    Parameter("fill_s", 1e-5, 1e-8, 2e-3),
+    Parameter("fill_bytes", 1e6, 1e3, 1e8),
+)
+
+
+def dispatch_core() -> Core:
+    """Tokens to the ranks of their experts, or back: a rank gets each of its tokens once per rank that needs it.
+    start + fill_s size / (size + fill_bytes) + size / (share link), where
+    size = 2 tokens hidden (ranks - 1) (1 - (1 - 1 / ranks)^topk)."""
+
+    def core(rows: Rows, facts: OperatorFacts, p: Floats) -> Floats:
+        start, share, fill_s, fill_bytes = (float(v) for v in p)
+        ranks = rows["ranks"]
+        copies = (ranks - 1.0) * -np.expm1(rows["topk"] * np.log1p(-1.0 / np.maximum(ranks, 1.0 + 1e-9)))
+        size = rows["tokens"] * rows["hidden"] * 2.0 * copies
+        wire = size / (facts.link_rate(ranks) * share)
+        result: Floats = start + fill_s * size / (size + fill_bytes) + wire
         return result
 
     return core

@@ -21,20 +21,28 @@ def fit_lane(lane: Lane, rows: Rows, seconds: Floats, facts: OperatorFacts, axes
     """`lane` with parameters and grids fitted to `seconds`[rows], deterministically (fixed seed, no threads)."""
     few = np.random.default_rng(0).permutation(len(seconds))[:SAMPLE]
     part = {name: column[few] for name, column in rows.items()}
-    measured = np.log(seconds[few])
+    fitted = replace(lane, parameters=fit_core(lane, [(part, seconds[few], facts, 1.0)]), grids=())
+    residual = np.log(seconds) - np.log(fitted.physical(rows, facts))
+    return replace(fitted, grids=fit_residuals(axes, lane.coordinates(rows, facts), residual))
+
+
+def fit_core(lane: Lane, samples: Sequence[tuple[Rows, Floats, OperatorFacts, float]]) -> Floats:
+    """Parameters of the core for `samples` of (rows, seconds, device, weight): least mean of |log error|, capped."""
+    total = sum(weight for *_, weight in samples)
+    logs = [np.log(seconds) for _, seconds, _, _ in samples]
 
     def loss(p: Floats) -> float:
-        error = np.abs(np.log(lane.core(part, facts, p)) - measured)
-        return float(np.mean(np.minimum(error, OUTLIER)))
+        error = 0.0
+        for (rows, _, facts, weight), measured in zip(samples, logs, strict=True):
+            off = np.abs(np.log(lane.core(rows, facts, p)) - measured)
+            error += weight / total * float(np.mean(np.minimum(off, OUTLIER)))
+        return error
 
-    fitted = replace(lane, parameters=pattern_search(loss, lane.kind.parameters), grids=())
-    return replace(fitted, grids=fit_grids(fitted, rows, seconds, facts, axes))
+    return pattern_search(loss, lane.kind.parameters)
 
 
-def fit_grids(lane: Lane, rows: Rows, seconds: Floats, facts: OperatorFacts, axes: Sequence[Axes]) -> tuple[Grid, ...]:
+def fit_residuals(axes: Sequence[Axes], coordinates: Rows, residual: Floats) -> tuple[Grid, ...]:
     """Backfitting: each grid is fitted to what the others leave of log(seconds / core); rounded as they are stored."""
-    residual = np.log(seconds) - np.log(lane.core(rows, facts, lane.parameters))
-    coordinates = lane.coordinates(rows, facts)
     grids = [Grid(chosen, np.zeros(grid_shape(chosen))) for chosen in axes]
     for _ in range(BACKFITTING_ROUNDS):
         for number, grid in enumerate(grids):
@@ -103,19 +111,24 @@ def conjugate_gradients(
     """
     residual = right - apply(x)
     z = residual / diagonal
-    p, rho = z.copy(), float(residual @ z)
-    start = float(right @ (right / diagonal)) + 1e-30
+    p, rho = z.copy(), inner(residual, z)
+    start = inner(right, right / diagonal) + 1e-30
     for _ in range(limit):
         if rho < tolerance**2 * start:
             break
         q = apply(p)
-        alpha = rho / float(p @ q)
+        alpha = rho / inner(p, q)
         x = x + alpha * p
         residual = residual - alpha * q
         z = residual / diagonal
-        rho, old = float(residual @ z), rho
+        rho, old = inner(residual, z), rho
         p = z + rho / old * p
     return x
+
+
+def inner(a: Floats, b: Floats) -> float:
+    """Inner product without BLAS: its threads cost ten times the product here, and their number changes the digits."""
+    return float(np.einsum("i,i->", a, b))
 
 
 def pattern_search(loss: Callable[[Floats], float], parameters: Sequence[Parameter], rounds: int = 40) -> Floats:

@@ -175,6 +175,23 @@ MLA_AXES: tuple[Axes, ...] = (
     (
         Axis("length", (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072), smooth=SMOOTH),
         Axis("batch", TWOS[:11], smooth=SMOOTH),
+    ),
+    (
+        Axis("length", (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072), smooth=SMOOTH),
+        Axis("batch", TWOS[:11], smooth=SMOOTH),
         Axis("heads", TWOS[:8], smooth=SMOOTH),
+    ),
+)
+BMM_AXES: tuple[Axes, ...] = (
+    (
+        Axis("tokens", (1, 8, 32, 64, 128, 192, 256, 512, 768, 1024, 2048, 4096, 8192, 20480), smooth=SMOOTH),
+        Axis("heads", TWOS[:8], smooth=SMOOTH),
+    ),
+)
+DISPATCH_AXES: tuple[Axes, ...] = (
+    (
+        Axis("tokens", (1, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384, 65536), smooth=0.5),
+        Axis("hidden", (3072, 4096, 6144, 7168), smooth=0.5, flat=0.2),
+        Axis("experts", (256, 384), smooth=0.0, flat=0.5),
     ),
 )

@@ -1,7 +1,7 @@
 """A lane: what one device does for one family and element type. Lanes are made here, by name; profiles fill them.
 
 Lane names: gemm `DTYPE`; attention `KV_DTYPE/full|window`; moe `DTYPE[/unaligned]`; nccl `OPERATION/RANKS`;
-custom_allreduce `BACKEND/RANKS`; mla `GEMM_DTYPE/KV_DTYPE`.
+custom_allreduce `BACKEND/RANKS`; mla modules `GEMM_DTYPE/KV_DTYPE`; mla_bmm `DTYPE/OPERATION`; moe_a2a `BACKEND/PHASE`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ KINDS = {
         Kind("custom_allreduce", cores.COLLECTIVE, knots.COLLECTIVE_AXES),
         Kind("mla_context_module", cores.MLA, knots.MLA_AXES),
         Kind("mla_generation_module", cores.MLA, knots.MLA_AXES),
+        Kind("mla_bmm", cores.BMM, knots.BMM_AXES),
+        Kind("moe_a2a", cores.DISPATCH, knots.DISPATCH_AXES),
     )
 }
 PASSES = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}
@@ -69,28 +71,32 @@ class Lane:
         return result
 
 
-def new_lane(family: str, name: str, native_fp8: bool) -> Lane:
-    """An unfitted lane. `native_fp8`: attention over an fp8 cache computes in fp8 (Hopper); elsewhere in 16 bit."""
+def new_lane(family: str, name: str) -> Lane:
+    """An unfitted lane. Attention over an fp8 cache computes in 16 bit: so do all kernels of the tables."""
     kind = KINDS[family]
     start = np.array([parameter.start for parameter in kind.parameters])
     first, _, second = name.partition("/")
-    wide = "bf16" if first in ("bfloat16", "int4_wo", "w4a16_mxfp4") else "fp8"
+    peak = cores.PEAKS.get(first, "bf16")
     if family == "gemm":
-        core, coordinates = cores.gemm_core(cores.WEIGHT_BYTES[first], wide), _gemm_coordinates
+        core, coordinates = cores.gemm_core(cores.WEIGHT_BYTES[first], peak), _gemm_coordinates
     elif family in ("context_attention", "generation_attention"):
         make = cores.prefill_core if family == "context_attention" else cores.decode_core
         size = cores.KV_BYTES[first]
-        core = make(size, "fp8" if first == "fp8" and native_fp8 else "bf16")
+        core = make(size)
         coordinates = partial(_attention_coordinates, kv_bytes=size)
     elif family == "moe":
         size = cores.MOE_BYTES[first]
-        core, coordinates = cores.moe_core(size, wide), partial(_moe_coordinates, weight_bytes=size)
+        core, coordinates = cores.moe_core(size, peak), partial(_moe_coordinates, weight_bytes=size)
     elif family in ("nccl", "custom_allreduce"):
         core = cores.collective_core(PASSES[first] if family == "nccl" else 2.0)
         coordinates = _as_they_are
+    elif family == "mla_bmm":
+        core, coordinates = cores.bmm_core(cores.WEIGHT_BYTES[first], peak), _as_they_are
+    elif family == "moe_a2a":
+        core, coordinates = cores.dispatch_core(), _as_they_are
     else:
         decode = family == "mla_generation_module"
-        core = cores.mla_core(cores.WEIGHT_BYTES[first], cores.KV_BYTES[second], wide, decode)
+        core = cores.mla_core(cores.WEIGHT_BYTES[first], cores.KV_BYTES[second], peak, decode)
         coordinates = _as_they_are
     return Lane(kind, name, core, coordinates, start)
 

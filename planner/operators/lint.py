@@ -18,13 +18,16 @@ from planner.operators.grid import Floats, Rows
 from planner.operators.lane import Lane
 
 TOO_FAST_SHARE = 0.01  # of a lane's rows may beat the peaks (timer noise) before the table is refused
+IMPOSSIBLE = 1.5  # faster than the physical bound by this factor is no timer noise, be it one row
 TOO_FAST = 1.10  # faster than the physical bound by this factor counts
 UNIT_FACTOR = 4.0  # median distance to the model: beyond it, the unit or the device is wrong
 COLLECTIVE_FACTOR = 1.6  # large messages of a known device: bytes where elements are due are a factor of 2
 LARGE_MESSAGE_BYTES = 2**24
 COPY_SHARE = 0.2  # of the latencies equal to another device's
 SCALED_COPY_SPREAD = 0.004  # median absolute deviation of the log ratio to another device's rows
-COMMON_ROWS = 20  # with another device, before a copy can be told
+COMMON_ROWS = 20  # with another device, before a copy can be told; fewer with the few rows kept of published tables
+FEW_COMMON_ROWS, FEW_COPY_SPREAD = 8, 0.001
+COLUMN_COPY_SPREAD = 1e-4  # median absolute deviation of the log ratio to a column of shapes
 FALLING = 0.05  # a GEMM this much faster with more tokens is worth a warning at ...
 FALLING_SHARE = 0.4  # ... this share of neighbours (the published tables reach 22 % at 2 %)
 
@@ -57,7 +60,7 @@ def lint(
     bad = ~np.isfinite(y) | (y <= 0)
     if bad.any():
         return (Finding("refuse", "latency must be a positive number", _ten(np.flatnonzero(bad))),)
-    findings = [*_constant(y), *_too_fast(y, least_seconds(family, lane, rows, facts), facts.name)]
+    findings = [*_constant(y), *_column(y, rows), *_too_fast(y, least_seconds(family, lane, rows, facts), facts.name)]
     if reference is not None:
         expected = reference.seconds(rows, facts) if own_reference else reference.physical(rows, facts)
         large = rows["bytes"] >= LARGE_MESSAGE_BYTES if "bytes" in rows and own_reference else np.zeros(len(y), bool)
@@ -76,11 +79,28 @@ def _ten(numbers: Floats | np.ndarray[tuple[int, ...], np.dtype[np.intp]]) -> tu
 def _constant(y: Floats) -> list[Finding]:
     repeated = float(np.unique(y, return_counts=True)[1].max()) / len(y)
     if len(y) >= 8 and (np.std(np.log(y)) < 0.02 or repeated > 0.3):
-        return [Finding("refuse", f"latency is constant: {100 * repeated:.0f} % of the rows hold one value")]
+        text = f"latency is constant: {100 * repeated:.0f} % of the rows hold one value"
+        return [Finding("refuse", text, _ten(np.argsort(np.abs(y - np.median(y)), kind="stable")))]
+    return []
+
+
+def _column(y: Floats, rows: Rows) -> list[Finding]:
+    """Latency that is a column of shapes, scaled."""
+    for name, values in rows.items():
+        if len(y) < FEW_COMMON_ROWS or (values <= 0).any() or np.std(np.log(values)) < 0.1:
+            continue
+        log = np.log(y / values)
+        if np.median(np.abs(log - np.median(log))) < COLUMN_COPY_SPREAD:
+            text = f"latency is the column {name} times {np.exp(np.median(log)):.3g}"
+            return [Finding("refuse", text, _ten(np.argsort(np.abs(log - np.median(log)), kind="stable")))]
     return []
 
 
 def _too_fast(y: Floats, bound: Floats, name: str) -> list[Finding]:
+    impossible = np.flatnonzero(bound > IMPOSSIBLE * y)
+    if len(impossible):
+        text = f"{len(impossible)} of {len(y)} rows are over {IMPOSSIBLE:.1f} times faster than {name}'s peaks allow"
+        return [Finding("refuse", text, _ten(impossible))]
     fast = bound > TOO_FAST * y
     if float(fast.mean()) > TOO_FAST_SHARE:
         text = (
@@ -102,17 +122,17 @@ def _unlike(
     middle = float(np.exp(np.median(ratio)))
     if not 1 / UNIT_FACTOR < middle < UNIT_FACTOR:
         text = f"latencies are {middle:.3g} times what {name} takes: milliseconds expected"
-        findings.append(Finding("refuse", text))
+        findings.append(Finding("refuse", text, _ten(np.argsort(-np.abs(ratio)))))
     if large.sum() >= 3:
         middle = float(np.exp(np.median(ratio[large])))
         if not 1 / COLLECTIVE_FACTOR < middle < COLLECTIVE_FACTOR:
             text = f"large messages take {middle:.2f} times the usual: is message_size in elements?"
-            findings.append(Finding("refuse", text))
+            findings.append(Finding("refuse", text, _ten(np.flatnonzero(large))))
     if np.std(np.log(expected)) > 0.3 and len(y) >= 20 and np.std(y) > 0:
         rank = float(np.corrcoef(np.argsort(np.argsort(y)), np.argsort(np.argsort(expected)))[0, 1])
         if rank < 0.5:
             text = f"latency does not follow the shapes (rank correlation {rank:.2f}): shuffled or wrong columns"
-            findings.append(Finding("refuse", text))
+            findings.append(Finding("refuse", text, _ten(np.argsort(-np.abs(ratio)))))
     return findings
 
 
@@ -129,19 +149,24 @@ def _falling(y: Floats, rows: Rows) -> list[Finding]:
 
 def _copied(y: Floats, rows: Rows, theirs: Floats, their_rows: Rows, name: str) -> list[Finding]:
     table = dict(zip(_keys(their_rows), theirs.tolist(), strict=True))
-    pairs = [(mine, table[key]) for key, mine in zip(_keys(rows), y.tolist(), strict=True) if key in table]
-    if len(pairs) < COMMON_ROWS:
+    pairs = [
+        (mine, table[key], row) for row, (key, mine) in enumerate(zip(_keys(rows), y, strict=True)) if key in table
+    ]
+    if len(pairs) < min(COMMON_ROWS, max(FEW_COMMON_ROWS, len(theirs) // 3)):
         return []
-    mine, other = np.array(pairs).T
+    mine, other, places = np.array(pairs).T
     log = np.log(mine / other)
     equal = float(np.mean(np.abs(log) < 1e-6))
     if equal > COPY_SHARE:
-        return [Finding("refuse", f"{100 * equal:.0f} % of the latencies equal those of {name}")]
+        same = _ten(places[np.abs(log) < 1e-6].astype(np.intp))
+        return [Finding("refuse", f"{100 * equal:.0f} % of the latencies equal those of {name}", same)]
     middle = float(np.median(log))
-    if np.median(np.abs(log - middle)) < SCALED_COPY_SPREAD and np.std(np.log(mine)) > 0.1:
-        return [Finding("refuse", f"latencies are those of {name} times {np.exp(middle):.3f}")]
+    limit = SCALED_COPY_SPREAD if len(pairs) >= COMMON_ROWS else FEW_COPY_SPREAD
+    if np.median(np.abs(log - middle)) < limit and np.std(np.log(mine)) > 0.1:
+        same = _ten(places[np.abs(log - middle) < limit].astype(np.intp))
+        return [Finding("refuse", f"latencies are those of {name} times {np.exp(middle):.3f}", same)]
     return []
 
 
 def _keys(rows: Rows) -> list[tuple[float, ...]]:
-    return list(zip(*(rows[name].tolist() for name in sorted(rows)), strict=True))
+    return list(zip(*(rows[name].astype(np.float32).tolist() for name in sorted(rows)), strict=True))

@@ -1,4 +1,4 @@
-"""`OperatorProfile`: the fitted lanes of one device as a document of the catalogue, and who borrows from whom."""
+"""`OperatorProfile`: the fitted lanes of one device, or of those without measurements, as a catalogue document."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 import specs.catalog
-from planner.operators.cores import OperatorFacts, operator_facts
+from planner.operators.cores import OperatorFacts, operator_facts, without_l2
 from planner.operators.grid import Grid
 from planner.operators.lane import KINDS, Lane, new_lane
 from specs.catalog import load_device
@@ -18,19 +18,13 @@ from specs.document import Document, Frozen
 from specs.errors import InputError
 
 FOLDER = Path(specs.catalog.__file__).parent / "operators"
-# Nearest relative of the devices without a fit: same maker, nearest architecture and link
-RELATIVES = {
-    "a100-pcie": "a100-sxm",
-    "a30": "a100-sxm",
-    "a10g": "l40s",
-    "l4": "l40s",
-    "rtx-4090": "l40s",
-    "rtx-pro-6000": "l40s",
-    "h100-pcie": "h100-sxm",
-    "b200": "h200-sxm",
-    "b300": "h200-sxm",
-    "gb200": "h200-sxm",
-}
+DATASHEET = FOLDER / "datasheet"  # by generation: what devices without measurements are predicted with
+NOT_IDENTIFIED = (
+    "gemm: k_step_s is fixed, fill often ends on a bound",
+    "context_attention: step_s is fixed",
+    "moe: l2_share and expert_s often end on a bound",
+    "fp8_block gemm and mla: start_s holds host time of the measured engine, not device time",
+)
 
 
 class HeldOut(Frozen):
@@ -46,6 +40,18 @@ class LaneFit(Frozen):
     correction: tuple[str, ...]  # packed grids, in the order of the family's axes
     rows: PositiveInt  # that the fit used
     held_out: HeldOut | None = None  # of a fit to four fifths of them
+    sample: str = ""  # measured rows by which copies are known (`fingerprint`)
+
+    @classmethod
+    def of(cls, lane: Lane, rows: int, held_out: HeldOut | None) -> LaneFit:
+        """A fitted lane as it is stored."""
+        names = (parameter.name for parameter in lane.kind.parameters)
+        return cls(
+            parameters=dict(zip(names, map(float, lane.parameters), strict=True)),
+            correction=tuple(grid.pack() for grid in lane.grids),
+            rows=rows,
+            held_out=held_out,
+        )
 
 
 class OperatorProfile(Document):
@@ -54,15 +60,18 @@ class OperatorProfile(Document):
     kind: Literal["OperatorProfile"] = "OperatorProfile"
     version: PositiveInt = 1
     device: str
-    clock_hz: PositiveFloat
+    confidence: Literal["measured", "datasheet"] = "measured"
+    l2: Literal["warm", "cold"] = "warm"  # whether measured repetitions found operands that fit in the cache there
     provenance: str
-    clock_source: str
     licence: str
-    not_identified: tuple[str, ...]
+    not_identified: tuple[str, ...] = NOT_IDENTIFIED
     lanes: dict[str, dict[str, LaneFit]] = Field(default_factory=dict)  # family -> lane
+    left_out: dict[str, dict[str, HeldOut]] = Field(default_factory=dict)  # device that no fit saw -> family
 
     def facts(self) -> OperatorFacts:
-        return operator_facts(load_device(self.device), self.clock_hz)
+        """What the lanes were fitted under: measured cold, the L2 is as good as none."""
+        facts = operator_facts(load_device(self.device))
+        return facts if self.l2 == "warm" else without_l2(facts)
 
     def lane(self, family: str, name: str) -> Lane | None:
         """The fitted lane, or None where the tables hold no such measurements."""
@@ -75,7 +84,7 @@ class OperatorProfile(Document):
             raise InputError(
                 f"lane {family} {name} does not fit this version", field="lanes", expected=", ".join(expected)
             )
-        made = new_lane(family, name, native_fp8=load_device(self.device).target.startswith("sm_90"))
+        made = new_lane(family, name)
         grids = tuple(Grid.unpack(axes, text) for axes, text in zip(kind.axes, fit.correction, strict=True))
         return Lane(kind, name, made.core, made.coordinates, np.array(list(fit.parameters.values())), grids)
 
@@ -94,3 +103,9 @@ def load_operator_profile(device: str) -> OperatorProfile:
             f"device {device!r} has no operator latencies", field="device", expected=", ".join(fitted_devices())
         )
     return OperatorProfile.read(path)
+
+
+@cache
+def load_datasheet_profile(generation: str) -> OperatorProfile:
+    """The joint fit for unmeasured devices of a kernel generation (`OperatorFacts.generation`)."""
+    return OperatorProfile.read(DATASHEET / f"{generation}.json")

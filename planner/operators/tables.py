@@ -1,7 +1,7 @@
 """Kernel tables: recognise the family, check every column and row, turn them into the model's columns and lanes.
 
-Column names, units and conventions are those of the published tables: latency in milliseconds, message sizes in
-elements, KV length of decode = isl + step.
+Column names, units and conventions are those of the published tables: latency in milliseconds (of moe_a2a in
+microseconds), message sizes in elements, KV length of decode = isl + step.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ NUMBERS: dict[str, tuple[str, ...]] = {
     "custom_allreduce": ("num_gpus", "message_size"),
     "mla_context_module": ("batch_size", "isl", "step", "num_heads"),
     "mla_generation_module": ("batch_size", "isl", "step", "num_heads"),
+    "mla_bmm": ("num_tokens", "num_heads"),
+    "moe_a2a": ("num_tokens", "hidden_size", "topk", "num_experts", "ep_size", "node_num"),
 }
 TEXTS: dict[str, tuple[str, ...]] = {
     "gemm": ("gemm_dtype",),
@@ -41,10 +43,14 @@ TEXTS: dict[str, tuple[str, ...]] = {
     "custom_allreduce": ("backend", "allreduce_dtype"),
     "mla_context_module": ("gemm_type", "kv_cache_dtype"),
     "mla_generation_module": ("gemm_type", "kv_cache_dtype"),
+    "mla_bmm": ("bmm_dtype", "op_name"),
+    "moe_a2a": ("comm_backend", "phase"),
 }
+BMM_OPERATIONS = ("mla_gen_pre", "mla_gen_post")
 MAY_BE_ZERO = ("step", "num_key_value_heads", "window_size")
 LARGEST = 1e15
-LATENCY = "latency"  # milliseconds
+LATENCY = "latency"  # milliseconds, but for:
+MICROSECONDS = ("moe_a2a",)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def read_columns(
         numbers["window_size"] = checker.numbers("window_size")
     texts = {name: checker.texts(name) for name in TEXTS[family]}
     rows, lanes = _MAKE[family](numbers, texts, checker)
-    return OperatorTable(family, rows, lanes, checker.latency())
+    return OperatorTable(family, rows, lanes, checker.latency(1e6 if family in MICROSECONDS else 1e3))
 
 
 class _Checker:
@@ -115,24 +121,25 @@ class _Checker:
             result.append(value.strip())
         return result
 
-    def latency(self) -> Floats | None:
-        """Measured seconds; None without the column, or where it is blank in every row."""
+    def latency(self, per_second: float) -> Floats | None:
+        """Measured seconds of a column in units of 1 / `per_second`; None without it, or where every row is blank."""
+        unit = "milliseconds" if per_second == 1e3 else "microseconds"
         for name in self.columns:
             if name != LATENCY and name.startswith("latency"):
                 raise InputError(
                     "latency in an unknown unit",
                     file=self.file,
                     field=name,
-                    expected="a column 'latency', milliseconds",
+                    expected=f"a column 'latency', {unit}",
                 )
         if LATENCY not in self.columns or all(value is None or value == "" for value in self.columns[LATENCY]):
             return None
-        result = self._floats(LATENCY, "milliseconds above zero")
+        result = self._floats(LATENCY, f"{unit} above zero")
         bad = ~np.isfinite(result) | (result <= 0)
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            raise self.refuse(LATENCY, row, f"{self.columns[LATENCY][row]!r} is not valid", "milliseconds above zero")
-        seconds: Floats = result / 1e3
+            raise self.refuse(LATENCY, row, f"{self.columns[LATENCY][row]!r} is not valid", f"{unit} above zero")
+        seconds: Floats = result / per_second
         return seconds
 
     def _floats(self, name: str, expected: str) -> Floats:
@@ -150,7 +157,7 @@ class _Checker:
 def _family(checker: _Checker) -> str:
     """By columns, and by `op_name` where two families share their columns."""
     columns = checker.columns
-    for family, own in (("nccl", "nccl_dtype"), ("custom_allreduce", "allreduce_dtype")):
+    for family, own in (("nccl", "nccl_dtype"), ("custom_allreduce", "allreduce_dtype"), ("mla_bmm", "bmm_dtype")):
         if own in columns:
             return family
     names = sorted({str(value) for value in columns["op_name"]}) if "op_name" in columns else []
@@ -161,7 +168,7 @@ def _family(checker: _Checker) -> str:
     if names and names[0] in KINDS:
         return names[0]
     if not names:
-        for family, own in (("gemm", "gemm_dtype"), ("moe", "moe_dtype")):
+        for family, own in (("gemm", "gemm_dtype"), ("moe", "moe_dtype"), ("moe_a2a", "comm_backend")):
             if own in columns:
                 return family
     raise InputError(
@@ -255,6 +262,21 @@ def _mla(numbers: Numbers, texts: Texts, checker: _Checker, decode: bool) -> Mad
     return rows, np.char.add(np.char.add(_dtypes(texts["gemm_type"]), "/"), _dtypes(texts["kv_cache_dtype"]))
 
 
+def _mla_bmm(numbers: Numbers, texts: Texts, checker: _Checker) -> Made:
+    for row, name in enumerate(texts["op_name"]):
+        if name not in BMM_OPERATIONS:
+            nearest = nearest_names(name, BMM_OPERATIONS)
+            raise checker.refuse("op_name", row, f"unknown operation {name!r}", ", ".join(BMM_OPERATIONS), nearest)
+    rows = {"tokens": numbers["num_tokens"], "heads": numbers["num_heads"]}
+    return rows, np.char.add(np.char.add(_dtypes(texts["bmm_dtype"]), "/"), np.array(texts["op_name"]))
+
+
+def _moe_a2a(numbers: Numbers, texts: Texts, checker: _Checker) -> Made:
+    names = ("tokens", "hidden", "topk", "experts", "ranks", "nodes")
+    rows = dict(zip(names, (numbers[name] for name in NUMBERS["moe_a2a"]), strict=True))
+    return rows, np.char.add(np.char.add(np.array(texts["comm_backend"]), "/"), np.array(texts["phase"]))
+
+
 _MAKE: dict[str, Callable[[Numbers, Texts, _Checker], Made]] = {
     "gemm": _gemm,
     "context_attention": lambda numbers, texts, checker: _attention(numbers, texts, checker, decode=False),
@@ -266,4 +288,6 @@ _MAKE: dict[str, Callable[[Numbers, Texts, _Checker], Made]] = {
     ),
     "mla_context_module": lambda numbers, texts, checker: _mla(numbers, texts, checker, decode=False),
     "mla_generation_module": lambda numbers, texts, checker: _mla(numbers, texts, checker, decode=True),
+    "mla_bmm": _mla_bmm,
+    "moe_a2a": _moe_a2a,
 }
