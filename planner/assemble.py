@@ -8,13 +8,17 @@ from dataclasses import replace
 from typing import Literal
 
 from planner.cost.bound import optimistic_work_s
-from planner.cost.energy import device_power_w
+from planner.cost.energy import grams_co2, grams_co2_per_million_tokens
+from planner.cost.latency import borrowed_note, latency_of
+from planner.cost.operations import operations
+from planner.cost.serving_power import Served, serving_power_w
 from planner.discards import discarded_configurations
 from planner.optimize.certify import recheck
 from planner.optimize.master import Bought, Decision, Master, group_id
 from planner.optimize.placement import Demand, place
-from planner.problem import Problem
+from planner.problem import Problem, longest_request
 from planner.simulate import FleetResult, attainment, requirements
+from specs.catalog import load_power
 from specs.deployment import SLO, resolved
 from specs.errors import CapstanError
 from specs.plan import (
@@ -32,6 +36,8 @@ from specs.plan import (
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 NEAR = 0.05  # a limit with less room than this share of itself binds
+FEW_LONGEST = 2.0  # a cache that holds fewer of the longest request than this is small,
+FEW_SEATS = 4.0  # as is one that fills with mean requests before one seat of so many is taken
 
 
 def assemble(problem: Problem, master: Master, decision: Decision, version: str) -> Plan:
@@ -74,6 +80,7 @@ def assemble(problem: Problem, master: Master, decision: Decision, version: str)
         architectures={name: dict(item.config) for name, item in problem.facts.architectures.items()},
         devices=dict(sorted(problem.facts.devices.items())),
         profiles=dict(sorted(problem.facts.profiles.items())),
+        power={name: load_power(facts.name) for name, facts in sorted(problem.facts.devices.items())},
         engines=dict(sorted(problem.facts.engines.items())),
     )
     checks = recheck(plan)
@@ -137,11 +144,16 @@ def _predictions(problem: Problem, decision: Decision) -> Predictions:
     weakest: Literal["measured", "borrowed", "calibrated"] = max(
         (profile.confidence for profile in used), key=lambda confidence: order[confidence]
     )
-    notes = [
-        f"{profile.device}: figures are borrowed from {profile.relative_of}, scaled by datasheet"
-        for profile in {profile.device: profile for profile in used}.values()
-        if profile.confidence == "borrowed"
-    ]
+    devices = {item.column.family.device.name: item.column.family for item in decision.bought}
+    sources = (borrowed_note(family.device, family.profile) for family in devices.values())
+    notes = [note for note in sources if note is not None]
+    for index in range(len(decision.bought)):
+        notes += _small_cache(problem, decision, index)
+    if result.saturated:
+        notes.append(
+            "the queue grows through the window: at its end "
+            f"{result.waiting[1]:,} requests wait for a first token (no limit is broken by that)"
+        )
     return Predictions(
         classes=tuple(_class_prediction(problem, result, name) for name in workload.classes),
         groups=tuple(
@@ -152,14 +164,61 @@ def _predictions(problem: Problem, decision: Decision) -> Predictions:
                 kv_occupancy_peak=load.blocks_peak / load.num_blocks,
                 running_peak=load.running_peak,
                 preemptions=load.preemptions,
-                prompt_tokens_per_s=load.prompt_tokens / result.horizon_s,
-                output_tokens_per_s=load.output_tokens / result.horizon_s,
+                prompt_tokens_per_s=load.prompt_tokens_per_s,
+                output_tokens_per_s=load.output_tokens_per_s,
+                power_w=_group_power_w(problem, decision, index),
             )
             for index, load in enumerate(result.groups)
         ),
         confidence=weakest,
         notes=tuple(notes),
     )
+
+
+def _small_cache(problem: Problem, decision: Decision, index: int) -> list[str]:
+    """Warnings where a replica's KV cache holds few requests: the cache, not the seats, then decides what runs."""
+    item = decision.bought[index]
+    variant = item.column.variant
+    sent = problem.declared.select(decision.result.group_index == index)
+    if variant is None or len(sent) == 0:
+        return []
+    tokens, seats = variant.cache.capacity_tokens, variant.limits.max_num_seqs
+    lanes = item.column.family.layout.pipeline_parallel
+    longest = longest_request(problem.windows, item.column.classes) * lanes
+    mean = float((sent.prompt_tokens + sent.output_tokens).mean())
+    found = []
+    if tokens < FEW_LONGEST * longest:
+        found.append(
+            f"{group_id(index)}: the KV cache of a replica holds {tokens:,} tokens, {tokens / longest:.1f} times the "
+            "longest request: one of them leaves little room to others"
+        )
+    if tokens < seats / FEW_SEATS * mean:
+        found.append(
+            f"{group_id(index)}: the KV cache of a replica holds {tokens / mean:.0f} requests of mean length "
+            f"({mean:,.0f} tokens), max_num_seqs is {seats}: the cache, not the seats, bounds what runs at once"
+        )
+    return found
+
+
+def _group_power_w(problem: Problem, decision: Decision, index: int) -> float:
+    """Mean watts of all devices of a group while it serves what was simulated."""
+    family, replicas = decision.bought[index].column.family, decision.bought[index].replicas
+    load, sent = decision.result.groups[index], problem.declared.select(decision.result.group_index == index)
+    horizon_s = problem.declared.horizon_s * replicas  # of all replicas, one after the other
+    served = Served(sent.prompt_tokens, sent.output_tokens, load.steps, min(sum(load.busy_s), horizon_s), horizon_s)
+    latency = latency_of(family.device, family.profile)
+    every = operations(
+        family.architecture,
+        family.layout,
+        family.weights_dtype,
+        family.kv_dtype,
+        family.device,
+        family.profile,
+        latency,
+    )
+    stages, window = family.layout.pipeline_parallel, family.architecture.window_tokens
+    watts = serving_power_w(every, stages, window, served, family.device, load_power(family.device.name))
+    return watts * family.gpus * replicas
 
 
 def _work_share(problem: Problem, decision: Decision, index: int) -> float:
@@ -200,13 +259,12 @@ def _class_prediction(problem: Problem, result: FleetResult, name: str) -> Class
 def _cost(problem: Problem, decision: Decision, predictions: Predictions) -> Cost:
     usd: float | None = 0.0
     working = rented = 0
-    power = 0.0
     nodes: dict[str, int] = {}
     for pool in problem.spec.hardware.pools:
-        own = [(index, item) for index, item in enumerate(decision.bought) if item.column.family.pool.name == pool.name]
+        own = [item for item in decision.bought if item.column.family.pool.name == pool.name]
         if not own:
             continue
-        used = sum(item.column.family.gpus * item.replicas for _, item in own)
+        used = sum(item.column.family.gpus * item.replicas for item in own)
         if pool.rent == "node":
             nodes[pool.name] = decision.nodes[pool.name]
             paid = decision.nodes[pool.name] * pool.gpus_per_node
@@ -214,12 +272,15 @@ def _cost(problem: Problem, decision: Decision, predictions: Predictions) -> Cos
             nodes[pool.name] = math.ceil(used / pool.gpus_per_node)
             paid = used
         working, rented = working + used, rented + paid
-        for index, item in own:
-            busy = predictions.groups[index].busy
-            power += item.column.family.gpus * item.replicas * device_power_w(item.column.family.device, busy)
         usd = None if usd is None or pool.usd_per_gpu_hour is None else usd + paid * pool.usd_per_gpu_hour
-    output = sum(group.output_tokens_per_s for group in predictions.groups) * 3600
-    every = output + sum(group.prompt_tokens_per_s for group in predictions.groups) * 3600
+    # of the mean traffic that is declared: the busiest window would flatter the price of a token
+    output = sum(window.mean_output_tokens_per_s or 0.0 for window in problem.windows) * 3600
+    every = output + sum(window.mean_prompt_tokens_per_s or 0.0 for window in problem.windows) * 3600
+    # watts of the simulated window and what a token takes at its rates, grams where an intensity is declared
+    power_w = sum(group.power_w or 0.0 for group in predictions.groups)
+    served_output = sum(group.output_tokens_per_s for group in predictions.groups)
+    served = served_output + sum(group.prompt_tokens_per_s for group in predictions.groups)
+    intensity = problem.spec.hardware.carbon_g_per_kwh
     return Cost(
         usd_per_hour=usd,
         usd_per_million_output_tokens=usd / output * 1e6 if usd is not None and output else None,
@@ -227,8 +288,18 @@ def _cost(problem: Problem, decision: Decision, predictions: Predictions) -> Cos
         gpus=working,
         gpus_rented=rented,
         nodes=nodes,
-        power_w=power,
+        power_w=power_w,
+        joules_per_output_token=power_w / served_output if served_output else None,
+        joules_per_token=power_w / served if served else None,
+        grams_co2_per_hour=None if intensity is None else float(grams_co2(power_w * 3600.0, intensity)),
+        grams_co2_per_million_output_tokens=_grams(power_w, served_output, intensity),
+        grams_co2_per_million_tokens=_grams(power_w, served, intensity),
     )
+
+
+def _grams(power_w: float, tokens_per_s: float, intensity: float | None) -> float | None:
+    """Grams of CO2 per million tokens; None where no intensity is declared."""
+    return None if intensity is None else grams_co2_per_million_tokens(power_w, tokens_per_s, intensity)
 
 
 def _binding(problem: Problem, decision: Decision, predictions: Predictions, cost: Cost) -> tuple[Binding, ...]:

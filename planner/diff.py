@@ -70,7 +70,7 @@ def _cost(plan: Plan) -> dict[str, str]:
     if cost.usd_per_hour is not None:
         found["per hour"] = f"${cost.usd_per_hour:.2f}"
     if cost.usd_per_million_tokens is not None:
-        found["per million tokens"] = f"${cost.usd_per_million_tokens:.3f}"
+        found["per million tokens of the mean traffic"] = f"${cost.usd_per_million_tokens:.3f}"
     return found | {f"nodes of {pool}": str(count) for pool, count in cost.nodes.items()}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from planner.candidates.family import Family
-from planner.candidates.pricing import Bracket
+from planner.candidates.pricing import Bracket, Rung
 from planner.optimize.master import Decision, Master, alone
 from planner.problem import Problem
-from specs.plan import Discarded
+from specs.plan import Discarded, Limits
 
 
 def discarded_configurations(problem: Problem, master: Master, decision: Decision) -> tuple[Discarded, ...]:
@@ -37,7 +37,7 @@ def _why(family: Family, master: Master, decision: Decision) -> Discarded:
         return f"${amount:.2f}/h" if quantity == "cost" else f"{amount:g} GPUs"
 
     if bracket is not None and (bracket.failed >= 0 or bracket.passed is not None):
-        limits = bracket.variant.limits if bracket.variant else None
+        limits = _quoted_limits(bracket)
         if bracket.upper == 0:
             return Discarded(
                 configuration=family.configuration(limits),
@@ -124,14 +124,29 @@ def _value_of_model(master: Master, decision: Decision, model: str) -> float:
     return total
 
 
+def _quoted_limits(bracket: Bracket) -> Limits | None:
+    """The limits that `_failure` speaks of: those of the failed run, which may not be those that passed lower down."""
+    if bracket.failure is not None:
+        return bracket.failure.variant.limits
+    return bracket.variant.limits if bracket.variant is not None else None
+
+
 def _failure(bracket: Bracket) -> str:
-    if bracket.failure is None and bracket.passed is not None:
-        rung = bracket.rungs[bracket.passed]
-        return f"{_replicas(rung.replicas)} with {rung.share:.0%} of the traffic: every limit kept (simulated)"
-    if bracket.failure is None:
+    """What the highest failed rung broke; what passed where nothing failed."""
+    failure = bracket.failure
+    if failure is None and bracket.passed is not None:
+        kept = "every limit kept on the busiest part (simulated)" if bracket.simulated else "no limit is stated"
+        return f"{_load_of(bracket.rungs[bracket.passed])}: {kept}"
+    if failure is None:
         return "no limits of the engine boot on it"
-    rung, broken = bracket.failure.rung, "; ".join(bracket.failure.broken)
-    return f"{_replicas(rung.replicas)} with {rung.share:.0%} of the traffic: broken {broken} (simulated)"
+    broken = "; ".join(failure.broken)
+    if not failure.simulated:
+        return f"even without any queue: broken {broken}"
+    return f"{_load_of(failure.rung)}: broken {broken} on the busiest part (simulated)"
+
+
+def _load_of(rung: Rung) -> str:
+    return f"{_replicas(rung.replicas)} with {rung.share:.0%} of the traffic"
 
 
 def _replicas(count: int) -> str:
@@ -139,4 +154,5 @@ def _replicas(count: int) -> str:
 
 
 def _distance(bracket: Bracket) -> float:
+    """Share of the requests that a refuted run never saw: the later it was refuted, the nearer the miss."""
     return 1.0 - (bracket.failure.seen if bracket.failure is not None else 0.0)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from planner.assemble import assemble
+from planner.facts import Machine
 from planner.optimize.conflict import explain_conflict
-from planner.problem import Machine, pose
+from planner.problem import pose
 from specs.deployment import DeploymentSpec
 from specs.plan import Plan
 

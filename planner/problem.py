@@ -7,28 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.candidates.dominance import drop_dominated
-from planner.candidates.enumerate import Facts, families, model_length
+from planner.candidates.enumerate import families, model_length
 from planner.candidates.family import Family
 from planner.candidates.pricing import Pricer, decisive
+from planner.facts import Facts, Machine, load_facts
 from planner.optimize.master import Master
 from planner.optimize.programme import Pool, Programme
-from planner.simulate import Workload, declared_workload, slos_of
-from specs.architecture import load_architecture
-from specs.catalog import load_device, load_engine, load_profile
-from specs.deployment import DeploymentSpec, NetworkSpec, PoolSpec
+from planner.simulate import BUSIEST_S as BUSIEST_S
+from planner.simulate import LEAST_REQUESTS, Workload, declared_workload, slos_of
+from specs.deployment import DeploymentSpec, PoolSpec
 from specs.errors import InputError
 from specs.plan import Discarded, SimulatedWindow
-from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
-
-BUSIEST_S = 600.0
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A device as it is here: its true memory, and the profile that `capstan calibrate` fitted to it."""
-
-    device: DeviceFacts
-    profile: DeviceProfile
 
 
 @dataclass(frozen=True)
@@ -66,7 +55,10 @@ def pose(
     machine: Machine | None = None,
     seconds: float = BUSIEST_S,
 ) -> Problem:
-    """Load facts and the busiest `seconds` of traffic, enumerate the configurations, write the programme's frame."""
+    """Load facts and the busiest `seconds` of traffic, enumerate the configurations, write the programme's frame.
+
+    At low rates the window is longer: a percentile of a handful of requests says nothing.
+    """
     facts = load_facts(spec, base_dir, machine)
     classes_of = {
         name: tuple(traffic.name for traffic in spec.traffic if traffic.model == name) for name in spec.models
@@ -76,7 +68,7 @@ def pose(
         raise InputError(
             "no request class uses this model", field=f"models.{idle[0]}", expected="a class with traffic, or no model"
         )
-    declared, windows = declared_workload(spec, base_dir, seconds=seconds, seed=seed)
+    declared, windows = declared_workload(spec, base_dir, seconds=seconds, seed=seed, least_requests=LEAST_REQUESTS)
     workload = compressed(declared, spec.limits.utilisation or 1.0)
     kept: list[Family] = []
     dropped: list[Discarded] = []
@@ -103,45 +95,6 @@ def pose(
         template=frame(spec),
         classes_of=classes_of,
     )
-
-
-def load_facts(spec: DeploymentSpec, base_dir: str | Path, machine: Machine | None = None) -> Facts:
-    """Architectures, devices, profiles and engines that the spec names; errors name the statement."""
-    architectures = {}
-    for name, model in spec.models.items():
-        with _at(f"models.{name}.architecture"):
-            architectures[name] = load_architecture(model.architecture, base_dir=Path(base_dir))
-    devices, profiles = {}, {}
-    for index, pool in enumerate(spec.hardware.pools):
-        with _at(f"hardware.pools[{index}].device"):
-            device, profile = load_device(pool.device), load_profile(pool.device)
-            if machine is not None and machine.device.name == device.name:
-                device, profile = machine.device, machine.profile
-            devices[pool.device], profiles[pool.device] = networked(device, spec.hardware.network), profile
-    engines: dict[str, EngineProfile] = {name: load_engine(name) for name in spec.choices.engine}
-    return Facts(architectures, devices, profiles, engines)
-
-
-def networked(device: DeviceFacts, network: NetworkSpec) -> DeviceFacts:
-    """The device behind the declared network between nodes; as the datasheet says where nothing is declared."""
-    declared = {"nic_bytes_per_s": network.bandwidth_bytes_per_s, "network_latency_s": network.latency_s}
-    stated = {name: value for name, value in declared.items() if value is not None}
-    return device.model_copy(update=stated) if stated else device
-
-
-class _at:  # noqa: N801 - reads as a phrase: `with _at("models.chat")`
-    """Puts the statement's path in front of errors that the catalogue raises."""
-
-    def __init__(self, field: str) -> None:
-        self.field = field
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, InputError):
-            error.message = error.message if error.field is None else f"{error.field}: {error.message}"
-            error.field = self.field
 
 
 def compressed(workload: Workload, utilisation: float) -> Workload:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from specs.document import Document, DType, Frozen
-from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
+from specs.profile import DeviceFacts, DeviceProfile, EngineProfile, PowerProfile
 
 
 class Layout(Frozen):
@@ -21,6 +21,7 @@ class Layout(Frozen):
     pipeline_stages: tuple[PositiveInt, ...]
     attention_data_parallel: PositiveInt = 1
     expert_parallel: PositiveInt = 1
+    sequence_parallel: bool = False  # norms on a part of the tokens, between a reduce-scatter and an all-gather
 
     @property
     def pipeline_parallel(self) -> int:
@@ -148,6 +149,7 @@ class GroupPrediction(Frozen):
     preemptions: NonNegativeInt
     prompt_tokens_per_s: float
     output_tokens_per_s: float
+    power_w: NonNegativeFloat | None = None  # mean of all devices of the group; None in plans made before it was kept
 
 
 class Predictions(Frozen):
@@ -159,12 +161,17 @@ class Predictions(Frozen):
 
 class Cost(Frozen):
     usd_per_hour: NonNegativeFloat | None  # None where a used pool has no price
-    usd_per_million_output_tokens: NonNegativeFloat | None
-    usd_per_million_tokens: NonNegativeFloat | None  # prompt and output
+    usd_per_million_output_tokens: NonNegativeFloat | None  # at the mean of the declared traffic, not at its busiest
+    usd_per_million_tokens: NonNegativeFloat | None  # likewise, prompt and output
     gpus: NonNegativeInt  # working
     gpus_rented: NonNegativeInt
     nodes: dict[str, NonNegativeInt]  # by pool, rented
-    power_w: NonNegativeFloat
+    power_w: NonNegativeFloat  # mean of the working devices; hosts, switches and cooling are not in it
+    joules_per_output_token: NonNegativeFloat | None = None
+    joules_per_token: NonNegativeFloat | None = None  # prompt and output
+    grams_co2_per_hour: NonNegativeFloat | None = None  # None where no carbon intensity is declared
+    grams_co2_per_million_output_tokens: NonNegativeFloat | None = None
+    grams_co2_per_million_tokens: NonNegativeFloat | None = None
 
 
 class Check(Frozen):
@@ -187,6 +194,8 @@ class SimulatedWindow(Frozen):
     end_s: float
     requests: int
     longest_request_tokens: PositiveInt  # prompt and output, of the whole source
+    mean_prompt_tokens_per_s: NonNegativeFloat | None = None  # of the whole source, not of the busiest window
+    mean_output_tokens_per_s: NonNegativeFloat | None = None
     seed: int
 
 
@@ -259,6 +268,7 @@ class Plan(Document):
     devices: dict[str, DeviceFacts]
     profiles: dict[str, DeviceProfile]
     engines: dict[str, EngineProfile]
+    power: dict[str, PowerProfile] = Field(default_factory=dict)  # by device
 
     def group(self, group_id: str) -> ReplicaGroup:
         for group in self.groups:

@@ -7,6 +7,7 @@ from collections import defaultdict
 import numpy as np
 
 from planner.candidates.family import Family
+from planner.cost.step_times import StepTimes
 from specs.plan import Discarded, Limits
 
 # Blocks are compared at these limits; other limits take the same bytes from both.
@@ -59,8 +60,6 @@ def _dominates(one: Family, other: Family) -> bool:
     slopes = (
         "sequence_s",
         "decode_launch_s",
-        "decode_context_token_s",
-        "decode_window_token_s",
         "prefill_launch_s",
         "prefill_pair_s",
         "prefill_window_pair_s",
@@ -69,11 +68,36 @@ def _dominates(one: Family, other: Family) -> bool:
     )
     if any(getattr(mine, name) > getattr(theirs, name) for name in slopes):
         return False
+    if not (_decodes_no_slower(mine, theirs) and _chunks_no_slower(mine, theirs)):
+        return False
     if bool(np.any(np.asarray(mine.tokens_s) > np.asarray(theirs.tokens_s))):
         return False
     if bool(np.any(np.asarray(mine.sampled_s) > np.asarray(theirs.sampled_s))):
         return False
     return _capacity(one) >= _capacity(other)
+
+
+def _decodes_no_slower(mine: StepTimes, theirs: StepTimes) -> bool:
+    for slope, table in (
+        ("decode_context_token_s", "decode_table"),
+        ("decode_window_token_s", "decode_window_table"),
+    ):
+        one, other = getattr(mine, slope), getattr(theirs, slope)
+        first, second = getattr(mine, table), getattr(theirs, table)
+        if first is None or second is None:
+            if first is not second or one > other:
+                return False
+        elif not first.no_slower_than(one, second, other):
+            return False
+    return True
+
+
+def _chunks_no_slower(mine: StepTimes, theirs: StepTimes) -> bool:
+    first, second = mine.chunk_table, theirs.chunk_table
+    if first is None or second is None:
+        return first is second
+    same_knots = np.array_equal(first.new, second.new) and np.array_equal(first.cached, second.cached)
+    return same_knots and bool((first.seconds <= second.seconds).all())
 
 
 def _capacity(family: Family) -> int:

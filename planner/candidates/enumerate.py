@@ -9,13 +9,13 @@ from planner.candidates.family import Family
 from planner.cost.memory import memory_budget, num_blocks
 from planner.cost.stages import split_stages
 from planner.cost.step import step_times
+from planner.facts import Facts
 from specs.architecture import Architecture
 from specs.compilable import obstacle_to_compiling
 from specs.deployment import ModelChoices, ModelSpec, PoolSpec
 from specs.document import DType
 from specs.errors import InputError
 from specs.plan import Configuration, Discarded, Layout, Limits
-from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
 
 # Sequence limits that are tried, the likeliest first, and token budgets where no TPOT limit suggests one. 2048 balances
 # a chunk's length against the steps that a prompt needs; powers of two are what engines capture graphs for.
@@ -24,16 +24,6 @@ MOST_BUDGET = 16384
 SEQUENCE_LIMITS = (256, 128, 512, 64, 32)
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
 PIPELINE_PARALLEL = (1, 2, 4)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the catalogue says about everything a spec names, loaded once."""
-
-    architectures: dict[str, Architecture]
-    devices: dict[str, DeviceFacts]  # by the pool's device name
-    profiles: dict[str, DeviceProfile]
-    engines: dict[str, EngineProfile]
 
 
 def model_length(name: str, model: ModelSpec, architecture: Architecture, longest_request: int) -> int:
@@ -101,7 +91,7 @@ class _Bootable:
 def _family(
     item: _Bootable, architecture: Architecture, facts: Facts, choices: ModelChoices, max_model_len: int
 ) -> Family:
-    configuration, device = item.configuration, facts.devices[item.pool.device]
+    configuration, device = item.configuration, facts.device_of(item.pool)
     profile, engine = facts.profiles[item.pool.device], facts.engines[configuration.engine]
     key = (
         configuration.model,
@@ -109,7 +99,7 @@ def _family(
         configuration.engine,
         f"tp{configuration.tensor_parallel}",
         f"pp{configuration.pipeline_parallel}",
-        configuration.weights_dtype.value,
+        f"weights-{configuration.weights_dtype.value}",
         f"kv-{configuration.kv_dtype.value}",
     )
     return Family(
@@ -132,10 +122,15 @@ def _family(
             device,
             profile,
             engine,
-            max(sequence_limits(choices)),
-            max(*sequence_limits(choices), *(choices.max_num_batched_tokens or (MOST_BUDGET,))),
+            *widest_limits(choices),
         ),
     )
+
+
+def widest_limits(choices: ModelChoices) -> tuple[int, int]:
+    """The most sequences and the largest token budget that are tried: what step times are worked out for."""
+    sequences = sequence_limits(choices)
+    return max(sequences), max(*sequences, *(choices.max_num_batched_tokens or (MOST_BUDGET,)))
 
 
 def sequence_limits(choices: ModelChoices) -> tuple[int, ...]:
@@ -209,7 +204,7 @@ def _obstacle(
     choices: ModelChoices,
 ) -> Discarded | None:
     """The first law that this configuration breaks, or None."""
-    device, engine = facts.devices[pool.device], facts.engines[configuration.engine]
+    device, engine = facts.device_of(pool), facts.engines[configuration.engine]
 
     def because(reason: str, detail: str, margin: float | None = None) -> Discarded:
         return Discarded(configuration=configuration, reason=reason, detail=detail, margin=margin)
@@ -223,6 +218,11 @@ def _obstacle(
         return because(
             "node",
             f"TP {layout.tensor_parallel} does not fit a node of {pool.gpus_per_node} {pool.device}",
+        )
+    if layout.tensor_parallel > device.fast_domain:
+        return because(
+            "node",
+            f"TP {layout.tensor_parallel} leaves the fast domain of {device.fast_domain} {device.name}",
         )
     if layout.gpus > pool.count:
         return because("inventory", f"one replica needs {layout.gpus} devices, the pool has {pool.count}")

@@ -91,13 +91,8 @@ class Variant:
     @cached_property
     def replica(self) -> ReplicaModel:
         """What the simulator needs to know of one replica."""
-        times = self.family.times
         return ReplicaModel(
-            times=dataclasses.replace(
-                times,
-                tokens_s=times.tokens_s[: self.limits.max_num_batched_tokens + 1],
-                sampled_s=times.sampled_s[: self.limits.max_num_seqs + 1],
-            ),
+            times=under_limits(self.family.times, self.limits),
             limits=self.limits,
             num_blocks=self.cache.num_blocks,
             block_size_tokens=self.cache.block_size_tokens,
@@ -107,3 +102,12 @@ class Variant:
     @property
     def scheduling(self) -> Scheduling:
         return Scheduling(prefill_policy=self.family.engine.prefill_policy)
+
+
+def under_limits(times: StepTimes, limits: Limits) -> StepTimes:
+    """The step times of wider limits, cut to what fits a step under `limits`."""
+    return dataclasses.replace(
+        times,
+        tokens_s=times.tokens_s[: limits.max_num_batched_tokens + 1],
+        sampled_s=times.sampled_s[: limits.max_num_seqs + 1],
+    )

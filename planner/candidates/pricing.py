@@ -1,7 +1,9 @@
 """The price of a configuration: how much of a model's demand one replica carries within every SLO, by simulation.
 
-The loads of a configuration form a ladder: the fewest replicas that could carry the whole demand, then more replicas up
-to what the pool holds, then smaller shares of the demand on the whole pool. Each rung asks less of a replica than the
+The loads of a configuration form a ladder: multiples of the whole demand on the fewest replicas that could carry it,
+then the demand itself, then more replicas up to what the pool holds, then smaller shares of the demand on the whole
+pool. Without the multiples, a replica that carries thrice the demand would count for no more than one that just does,
+and two small ones for twice as much. Each rung asks less of a replica than the
 one above it; the price is the highest rung on which some limits (token budget, sequences) keep every SLO. A simulation
 that refutes ends as soon as the refutation is certain.
 
@@ -26,6 +28,7 @@ from specs.deployment import SLO, ModelChoices
 from specs.plan import Limits, Route
 
 SHARES = tuple(round(0.95 - 0.05 * step, 2) for step in range(19))  # 0.95 .. 0.05
+MULTIPLES = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25)  # the first is the most headroom that counts in a tie
 LEAST_SAFE_BUDGET, MOST_SAFE_BUDGET = 256, 4096
 FIRST_FACTOR = 1.2  # a screen is busier than the window; whole plans start this much above it and shrink
 SCREENED_REQUESTS = 2000  # a p99 rests on 20 of them
@@ -34,7 +37,7 @@ _THINNING_SEED = 20_504_19720
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """`replicas` replicas asked to carry `share` of the demand."""
+    """`replicas` replicas asked to carry `share` of the demand (above 1: a multiple of it)."""
 
     replicas: int
     share: float
@@ -46,7 +49,7 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One simulation: `broken` names the limits that did not hold (empty: it passed), `seen` the share of requests."""
+    """One rung tried: `broken` names the limits that did not hold (empty: it passed), `seen` the share of requests."""
 
     variant: Variant
     rung: Rung
@@ -55,6 +58,7 @@ class Trial:
     metrics: frozenset[str]  # of the broken limits: ttft, tpot, e2e, utilisation
     seen: float  # share of the requests that had arrived when the run ended
     running_peak: int
+    simulated: bool = True  # False: latency floors refute it, or there is nothing to refute
 
     @property
     def passed(self) -> bool:
@@ -77,6 +81,7 @@ class Bracket:
     passed: int | None = None
     variant: Variant | None = None  # limits that passed on `passed`
     failure: Trial | None = None  # on `failed`: what stood in the way of more
+    simulated: bool = True  # what passed was simulated; False: there was nothing to refute
     factor: float = FIRST_FACTOR  # of the screened load: what refutations of whole plans have left
 
     @property
@@ -144,7 +149,10 @@ class Pricer:
         return float(late.mean())
 
     def part(self, classes: tuple[str, ...], share: float) -> Workload:
-        """The screened requests of `classes`, thinned to `share`; one kept at some share is kept at every larger."""
+        """The screened requests of `classes`, thinned to `share`; one kept at some share is kept at every larger.
+
+        Above 1, all of them, arriving `share` times as fast.
+        """
         key = (classes, share)
         if key not in self._parts:
             if self._screen is None:
@@ -153,7 +161,10 @@ class Pricer:
             mask = np.isin(whole.class_index, [whole.classes.index(name) for name in classes])
             if share < 1.0:
                 mask &= np.random.default_rng(_THINNING_SEED).random(len(mask)) < share
-            self._parts[key] = whole.select(mask)
+            part = whole.select(mask)
+            if share > 1.0:
+                part = replace(part, arrival_s=part.arrival_s / share, window_s=part.horizon_s / share)
+            self._parts[key] = part
         return self._parts[key]
 
     def bracket(self, family: Family, classes: tuple[str, ...]) -> Bracket:
@@ -174,8 +185,12 @@ class Pricer:
         last = len(bracket.rungs) - 1
         if bracket.passed is not None:
             index = (bracket.failed + bracket.passed) // 2
-        elif self.hopeless(bracket.family, bracket.classes):
-            index = last
+        elif broken := self.hopeless(bracket.family, bracket.classes):
+            bracket.failed = last
+            bracket.failure = Trial(
+                first, bracket.rungs[last], bracket.classes, broken, _metrics_of(broken), 0.0, 0, simulated=False
+            )
+            return
         else:
             likely = next(
                 (i for i, rung in enumerate(bracket.rungs) if rung.per_replica * bracket.load <= self.knee), last
@@ -187,7 +202,7 @@ class Pricer:
         if not trial.passed:
             trial = self._other_limits(bracket.family, trial) or trial
         if trial.passed:
-            bracket.passed, bracket.variant = index, trial.variant
+            bracket.passed, bracket.variant, bracket.simulated = index, trial.variant, trial.simulated
             self.knee = bracket.rungs[index].per_replica * bracket.load
         else:
             bracket.failed, bracket.failure = index, trial
@@ -230,13 +245,14 @@ class Pricer:
             if metric == "tpot"
         ]
 
-    def hopeless(self, family: Family, classes: tuple[str, ...]) -> bool:
-        """Whether more requests than may break a limit do so even alone: then only the lightest rung is of use."""
-        return any(
-            self._late(family, name, requirement) > 1.0 - requirement.share
+    def hopeless(self, family: Family, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """The limits that more requests than may do so break even alone, in words: no load keeps them."""
+        return tuple(
+            f"{name}: {requirement.text} (met by at most {1 - late:.1%})"
             for name in classes
             if name in self.slos
             for requirement in requirements(self.slos[name])
+            if (late := self._late(family, name, requirement)) > 1.0 - requirement.share
         )
 
     def _other_limits(self, family: Family, failure: Trial) -> Trial | None:
@@ -290,12 +306,17 @@ class Pricer:
         return self._variants[key]
 
     def trial(self, variant: Variant, rung: Rung, classes: tuple[str, ...]) -> Trial:
-        """Simulate one group of equal replicas under its rung's share of `classes`."""
+        """Simulate one group of equal replicas under its rung's share of `classes`.
+
+        Where none of them states an objective there is nothing to refute, and the rung passes unsimulated.
+        """
+        slos = {name: slo for name, slo in self.slos.items() if name in classes}
+        if not slos:
+            return Trial(variant, rung, classes, (), frozenset(), 1.0, 0, simulated=False)
         self.simulations += 1
         workload = self.part(classes, rung.share)
         group = FleetGroup(id="priced", replicas=rung.replicas, model=variant.replica)
         routes = tuple(Route(request_class=name, group="priced", share=1.0) for name in workload.classes)
-        slos = {name: slo for name, slo in self.slos.items() if name in classes}
         result = simulate_fleet((group,), routes, workload, refute=slos)
         broken, metrics = broken_limits(result, workload, slos)
         return Trial(
@@ -319,8 +340,12 @@ def broken_limits(
         broken.append(verdict.refuted_early)
     if verdict.event_bound_hit:
         broken.append("the bound on simulated events was reached")
+    return tuple(broken), _metrics_of(broken)
+
+
+def _metrics_of(broken: Iterable[str]) -> frozenset[str]:
     text = " ".join(broken).lower()
-    return tuple(broken), frozenset(word for word in ("ttft", "tpot", "e2e") if word in text)
+    return frozenset(word for word in ("ttft", "tpot", "e2e") if word in text)
 
 
 def decisive(slo: SLO) -> Requirement:
@@ -352,9 +377,10 @@ def busiest_part(workload: Workload, requests: int) -> Workload:
 def ladder(load: float, most_replicas: int) -> list[Rung]:
     """Rungs from the heaviest load a replica could bear to the lightest; `load` in replicas kept busy."""
     fewest = max(1, math.ceil(load - 1e-9))
-    rungs = [Rung(replicas, 1.0) for replicas in range(fewest, most_replicas + 1)]
     most_share = most_replicas / load if load > 0 else 1.0
-    return rungs + [Rung(most_replicas, share) for share in SHARES if share <= most_share]
+    above = [Rung(fewest, multiple) for multiple in MULTIPLES if fewest <= most_replicas and multiple * load <= fewest]
+    rungs = [Rung(replicas, 1.0) for replicas in range(fewest, most_replicas + 1)]
+    return above + rungs + [Rung(most_replicas, share) for share in SHARES if share <= most_share]
 
 
 def _in_words(miss: Miss) -> str:

@@ -33,6 +33,7 @@ def optimistic_request_s(times: StepTimes, prompt_tokens: int, output_tokens: in
     per_token, per_row = _least_per_unit(times)
     decodes = output_tokens - 1
     seconds = per_token * (prompt_tokens + decodes) + per_row * output_tokens + times.sequence_s * output_tokens
+    seconds += _least_decode_s(times) * decodes + _least_chunk_s(times)
     if decodes:
         rows = max(1, len(times.sampled_s) - 1)
         context = decodes * prompt_tokens + decodes * (decodes + 1) // 2
@@ -51,6 +52,7 @@ def optimistic_work_s(times: StepTimes, prompt_tokens: NDArray[np.int64], output
     prompts, outputs = prompt_tokens.astype(np.float64), output_tokens.astype(np.float64)
     decodes = outputs - 1
     seconds = per_token * (prompts + decodes) + (per_row + times.sequence_s) * outputs
+    seconds += _least_decode_s(times) * decodes + _least_chunk_s(times)
     seconds += times.decode_launch_s * decodes / max(1, len(times.sampled_s) - 1)
     seconds += times.decode_context_token_s * (decodes * prompts + decodes * (decodes + 1) / 2)
     seconds += times.prefill_launch_s + times.prefill_pair_s * prompts * (prompts + 1) / 2
@@ -82,12 +84,24 @@ def latency_floors(
     """
     per_token, _ = _least_per_unit(times)
     prompts, decodes = prompt_tokens.astype(np.float64), output_tokens.astype(np.float64) - 1
-    step_s = times.tokens_s[1] + times.sampled_s[1] + times.sequence_s
-    prefill_s = np.maximum(per_token * prompts, times.tokens_s[1])
+    least_s = min(times.tokens_s[1:])
+    step_s = least_s + times.sampled_s[1] + times.sequence_s + _least_decode_s(times)
+    prefill_s = np.maximum(per_token * prompts, least_s) + _least_chunk_s(times)
     ttft_s = times.request_s + prefill_s + times.prefill_pair_s * prompts * (prompts + 1) / 2
     mean_context = prompts + (decodes + 1) / 2
     tpot_s = np.where(decodes > 0, step_s + times.decode_launch_s + times.decode_context_token_s * mean_context, 0.0)
     return LatencyFloors(ttft_s, tpot_s, ttft_s + decodes * tpot_s)
+
+
+def _least_decode_s(times: StepTimes) -> float:
+    """Seconds beyond the slopes of one decoding sequence in one step."""
+    tables = (times.decode_table, times.decode_window_table)
+    return sum(table.least_per_sequence_s for table in tables if table is not None)
+
+
+def _least_chunk_s(times: StepTimes) -> float:
+    """Seconds beyond the pairs of one prompt chunk."""
+    return 0.0 if times.chunk_table is None else times.chunk_table.least_s
 
 
 def _windowed(prompt_tokens: int, decodes: int, window: int) -> int:

@@ -2,8 +2,9 @@
 
 Matrix products give the streaming curve and the reached share of the compute peak, copies the share of the memory
 bandwidth, directly. The floors that nothing but a whole step shows (a launch, an attention launch, a row of attention,
-a cached token, a prefill pair) come from step rows: with the rest fixed a step's time is linear in them, so they are
-fitted by non-negative least squares on relative errors (Lawson and Hanson 1974; here by coordinate descent).
+a cached token, a prefill pair) come from step rows: with the rest fixed a step's time is nearly linear in them, so they
+are fitted by non-negative least squares on relative errors (Lawson and Hanson 1974; here by coordinate descent), made
+linear again at each solution (Gauss and Newton).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from specs.profile import DeviceFacts, DeviceProfile, EngineProfile, StreamingPo
 Floats = NDArray[np.float64]
 LEAST_S = 1e-9  # floors are positive in a profile
 MOST_SHARE = 1e4  # shares are positive too: where a cost does not show, this makes it vanish
+LINEARISATIONS = 3  # the step time is linear in the unknowns but for a few maxima among them
 RIDGE = 1e-6  # where rows cannot tell two floors apart, the smaller sum wins
 
 
@@ -107,19 +109,22 @@ def _with_steps(
     profile: DeviceProfile, steps: Sequence[StepRow], device: DeviceFacts, model: MeasuredModel
 ) -> DeviceProfile:
     kv_dtype = model.kv_dtype
-    zero = np.zeros(6)
 
     def predicted(unknowns: Floats) -> Floats:
         return predict_steps(_apply(profile, unknowns, kv_dtype), steps, device, model)
 
-    rest = predicted(zero)
     units = np.array([1e-5, 1e-5, 1e-6, 1e-5, 1.0, 1.0])  # of the size of the unknowns, so that differences are exact
-    columns = np.stack([(predicted(zero + np.eye(6)[j] * units[j]) - rest) / units[j] for j in range(6)], axis=1)
     seconds = np.array([row.seconds for row in steps])
-    # rows weigh by their own time (relative errors); units scale the unknowns for the solver
-    matrix, wanted = columns * units / seconds[:, None], 1.0 - rest / seconds
     fitted = np.arange(len(steps)) % 2 == 0
-    unknowns = nonnegative_least_squares(matrix[fitted], wanted[fitted]) * units
+    unknowns = np.zeros(len(units))
+    for _ in range(LINEARISATIONS):
+        here = predicted(unknowns)
+        moved = unknowns + np.diag(units)
+        columns = np.stack([predicted(row) - here for row in moved], axis=1)  # per unit
+        rest = here - columns @ (unknowns / units)
+        # rows weigh by their own time (relative errors); units scale the unknowns for the solver
+        matrix, wanted = columns / seconds[:, None], 1.0 - rest / seconds
+        unknowns = nonnegative_least_squares(matrix[fitted], wanted[fitted]) * units
     held = ~fitted if (~fitted).any() else fitted
     errors = np.abs(predicted(unknowns) / seconds - 1.0)[held]
     quantiles = {"p50": float(np.quantile(errors, 0.5)), "p90": float(np.quantile(errors, 0.9))}
@@ -172,10 +177,7 @@ def predict_steps(
                 decodes=row.decodes,
                 decode_context=row.decode_context_tokens,
                 decode_window=0,
-                chunks=row.prefill_chunks,
-                pairs=row.prefill_pairs,
-                window_pairs=0,
-                chunk_context=0,
+                chunks=[((row.tokens - row.decodes) // max(1, row.prefill_chunks), 0)] * row.prefill_chunks,
             )
             for row in steps
         ]

@@ -32,17 +32,18 @@ def experts_s(
     weights: DType,
     device: DeviceFacts,
     profile: DeviceProfile,
+    expert_ranks: int = 1,
 ) -> Floats:
-    """Seconds of the experts (gate where gated, up, activation, down) for `tokens` tokens on a rank that holds all
-    `experts` at width `intermediate_size` each (already divided by the tensor-parallel size).
+    """Seconds of the experts (gate where gated, up, activation, down) for `tokens` tokens on a rank that holds
+    `experts / expert_ranks` of them at width `intermediate_size` each (already divided by the tensor-parallel size).
 
     Memory: the touched experts' weights, and the routed activations in and out. Compute: every touched expert pays
     for its rows plus the ramp of a matrix unit that its few rows do not fill.
     """
     arithmetic = compute_dtype(weights, device)
-    touched = expected_experts(tokens, experts, experts_per_token)
+    touched = expected_experts(tokens, experts, experts_per_token) / expert_ranks
     expert_elements = (3.0 if gated else 2.0) * hidden_size * intermediate_size
-    routed = tokens * experts_per_token
+    routed = tokens * experts_per_token / expert_ranks
     rate = peak_flops(arithmetic, device) * profile.moe_compute_efficiency[arithmetic]
     compute = 2.0 * expert_elements * (routed + touched * profile.gemm_ramp_tokens[arithmetic]) / rate
     activations = routed * (2.0 * hidden_size + 3.0 * intermediate_size) * ACTIVATION_BYTES

@@ -3,19 +3,24 @@
 A step computes `n` tokens (prefill chunks and one token per decoding sequence). Its time is
 
     tokens_s[n] + sampled_s[r] + sequence_s * b
-      + [decodes > 0]  (decode_launch_s + decode_context_token_s * C + decode_window_token_s * W)
-      + [chunks > 0]   (prefill_launch_s * chunks + prefill_pair_s * P + prefill_window_pair_s * Q
-                        + prefill_context_token_s * K)
+      + [d > 0]  (decode_launch_s + decode_context_token_s * C + decode_window_token_s * W
+                  + decode_table(d, C) + decode_window_table(d, W))
+      + sum over chunks of (prefill_launch_s + prefill_pair_s * P + prefill_window_pair_s * Q
+                            + prefill_context_token_s * K + chunk_table(new, K))
 
-with `r` sampled rows, `b` sequences in the step, C the KV tokens that decodes read in full-attention layers (sum of
-contexts, the new token included), W the same in windowed layers (sum of min(context, window)), P the (query, key)
-pairs of the prefill chunks, Q the pairs inside the window, K the cached context that chunks read again.
-At a fixed set of decoding sequences the time is linear in C and W: that is what lets a simulator jump.
+with `r` sampled rows, `b` sequences in the step, `d` of them decoding, C the KV tokens that decodes read in
+full-attention layers (sum of contexts, the new token included), W the same in windowed layers (sum of min(context,
+window)), P the (query, key) pairs of a prompt chunk, Q the pairs inside the window, K the cached tokens before it.
+At a fixed set of decoding sequences the time is linear in C and W between the knots of the tables: that is what lets
+a simulator jump.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from planner.cost.pieces import ChunkTable, DecodeTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,10 @@ class StepTimes:
     prefill_context_token_s: float
     request_s: float  # once per request, before it may be scheduled (tokenising, HTTP)
     lanes: int  # pipeline stages: that many batches are in flight, each with its share of the sequences
+    stage_shares: tuple[float, ...] = ()  # of a step's time, by stage; they add up to 1; empty: equal shares
+    decode_table: DecodeTable | None = None  # beyond decode_context_token_s, by (decodes, C)
+    decode_window_table: DecodeTable | None = None  # beyond decode_window_token_s, by (decodes, W)
+    chunk_table: ChunkTable | None = None  # beyond the pairs, of every chunk
 
     def step_s(
         self,
@@ -44,19 +53,36 @@ class StepTimes:
         decodes: int,
         decode_context: int,
         decode_window: int,
-        chunks: int,
-        pairs: int,
-        window_pairs: int,
-        chunk_context: int,
+        chunks: Sequence[tuple[int, int]],
     ) -> float:
-        """Seconds of one step; arguments as in the module's formula."""
+        """Seconds of one step; arguments as in the module's formula, `chunks` as (new tokens, cached tokens) pairs."""
         seconds = self.tokens_s[tokens] + self.sampled_s[sampled] + self.sequence_s * sequences
         if decodes:
-            seconds += self.decode_launch_s
-            seconds += self.decode_context_token_s * decode_context + self.decode_window_token_s * decode_window
-        if chunks:
-            seconds += self.prefill_launch_s * chunks + self.prefill_pair_s * pairs
-            seconds += self.prefill_window_pair_s * window_pairs + self.prefill_context_token_s * chunk_context
+            seconds += self.decode_s(decodes, decode_context, decode_window)
+        for new, cached in chunks:
+            seconds += self.chunk_s(new, cached)
+        return seconds
+
+    def decode_s(self, decodes: int, context: int, window: int) -> float:
+        """Attention of `decodes` decoding sequences that read `context` keys in all, `window` in windowed layers."""
+        seconds = self.decode_launch_s
+        seconds += self.decode_context_token_s * context + self.decode_window_token_s * window
+        if self.decode_table is not None:
+            _, constant_s, slope_s = self.decode_table.piece(decodes, context)
+            seconds += constant_s + slope_s * context
+        if self.decode_window_table is not None:
+            _, constant_s, slope_s = self.decode_window_table.piece(decodes, window)
+            seconds += constant_s + slope_s * window
+        return seconds
+
+    def chunk_s(self, new: int, cached: int) -> float:
+        """Attention of a prompt chunk of `new` tokens over `cached` earlier ones."""
+        seconds = self.prefill_launch_s + self.prefill_context_token_s * cached
+        seconds += self.prefill_pair_s * chunk_pairs(new, cached)
+        if self.window_tokens is not None:
+            seconds += self.prefill_window_pair_s * chunk_window_pairs(new, cached, self.window_tokens)
+        if self.chunk_table is not None:
+            seconds += self.chunk_table.chunk_s(new, cached)
         return seconds
 
 

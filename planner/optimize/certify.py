@@ -6,9 +6,13 @@ import math
 from collections import Counter
 from typing import Literal
 
+from specs.architecture import Architecture, load_architecture
+from specs.architecture.weights import Ranks
+from specs.errors import InputError
 from specs.plan import Check, Plan, ReplicaGroup
 
 TOLERANCE = 1e-6
+WEIGHTS_TOLERANCE = 0.01
 UNKNOWN = 1e300  # stands for a figure that the plan does not have
 
 
@@ -72,12 +76,20 @@ def _devices_are_there_and_used_once(plan: Plan) -> list[Check]:
                     f"{pool['name']}: nodes rented are in stock", nodes, "<=", pool["count"] // pool["gpus_per_node"]
                 )
             )
+    devices = {pool["name"]: pool["device"] for pool in plan.spec["hardware"]["pools"]}
     for group in plan.groups:
+        own = float(group.pool in devices and _same_device(plan, group.device, devices[group.pool]))
+        found.append(_check(f"{group.id}: its device is that of its pool", own, "==", 1.0))
         found.append(_check(f"{group.id}: every replica is placed", len(group.placement), "==", group.replicas))
         odd = sum(len(replica.slots) != group.layout.gpus for replica in group.placement)
         found.append(_check(f"{group.id}: replicas have all their ranks", odd, "==", 0))
         found.append(_check(f"{group.id}: tensor-parallel ranks share a node", _torn_ranks(group), "==", 0))
     return found
+
+
+def _same_device(plan: Plan, device: str, pool_device: str) -> bool:
+    """Whether a group's device is the pool's, whose name in the spec may be an alias of it."""
+    return device == pool_device or (pool_device in plan.devices and plan.devices[pool_device].name == device)
 
 
 def _torn_ranks(group: ReplicaGroup) -> int:
@@ -112,8 +124,48 @@ def _memory_fits(plan: Plan) -> list[Check]:
                 _device_bytes(plan, group),
             )
         )
+        off = _weights_error(plan, group)
+        law = f"{group.id}: weights of a device are those of the architecture, to {WEIGHTS_TOLERANCE:.0%}"
+        found.append(_check(law, off, "<=", WEIGHTS_TOLERANCE))
         blocks = group.cache.capacity_tokens * budget.kv_bytes_per_token
         found.append(_check(f"{group.id}: KV blocks fit their memory", blocks, "<=", budget.kv_bytes))
+    return found
+
+
+def _weights_error(plan: Plan, group: ReplicaGroup) -> float:
+    """How far, as a share, the stated weights of the fullest device are from those of the nearest pipeline stage.
+
+    Infinite where the plan's own config describes no model, or the layout cuts it in a way that it cannot be cut.
+    """
+    try:
+        architecture = load_architecture(plan.architectures.get(group.model, {}), name=group.model)
+    except InputError:
+        return math.inf
+    layout, stated = group.layout, group.cache.memory.weights_bytes
+    ranks = layout.tensor_parallel * layout.attention_data_parallel
+    if ranks % layout.expert_parallel or sum(layout.pipeline_stages) != len(architecture.layers):
+        return math.inf
+    return min(abs(stated - expected) / expected for expected in _weights_by_stage(architecture, group))
+
+
+def _weights_by_stage(architecture: Architecture, group: ReplicaGroup) -> list[float]:
+    """Weight bytes of one rank, by pipeline stage, added up tensor by tensor."""
+    layout, dtype = group.layout, group.weights_dtype
+    ranks = layout.tensor_parallel * layout.attention_data_parallel
+    cut = Ranks(layout.tensor_parallel, layout.expert_parallel, ranks // layout.expert_parallel)
+    stage_of = [stage for stage, layers in enumerate(layout.pipeline_stages) for _ in range(layers)]
+    last = layout.pipeline_parallel - 1
+    found = [0.0] * layout.pipeline_parallel
+    for tensor in architecture.weights():
+        per_element = architecture.weight_bytes_per_element(dtype) if tensor.quantised else max(2.0, dtype.bytes)
+        size = tensor.rank_elements(cut) * per_element
+        if tensor.stage == "layer":
+            found[stage_of[tensor.layer or 0]] += size
+        else:
+            found[0 if tensor.stage == "embedding" else last] += size
+        is_table = tensor.stage == "embedding" and tensor.shard_axis is not None
+        if is_table and architecture.tied_embeddings and last:
+            found[last] += size  # the head of the last stage is a copy of the table
     return found
 
 

@@ -3,40 +3,44 @@
 Only what the user wrote is questioned: what the pools hold, the budget, GPU limits, headroom, pins, each SLO limit, and
 the rate. Each question is asked by planning again without the statement, so an answer is as good as a plan: a statement
 whose removal alone mends the spec is in every conflict; of the others, a deletion filter keeps those that are needed.
+
+Most questions ask for any plan, not for the best one, and on the busiest part of the window; what is then offered as a
+mend is judged on all of it. How often a question may simulate is limited, so that the same spec gets the same answer on
+every machine; one that runs out counts as answered by no.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
+from planner.candidates.family import Family
 from planner.optimize.master import Decision
 from planner.optimize.programme import slot_gpus
-from planner.problem import BUSIEST_S, Problem, pose
+from planner.problem import Problem, compressed, frame, longest_request, pose
+from planner.simulate import LEAST_REQUESTS, Workload, declared_workload
 from specs.deployment import SLO, DeploymentSpec, Objective, PoolSpec, TrafficClass
 from specs.errors import InputError, NoPlanError
-from specs.plan import Discarded
+from specs.plan import Discarded, SimulatedWindow
 
+T = TypeVar("T")
 Progress = Callable[[str], None]
-MOST_REQUESTS, LEAST_S = 15_000, 30.0  # of one question
-REFINEMENTS = 3  # halvings between two factors, on a scale of ratios
+MOST_REQUESTS, LEAST_S = 15_000, 30.0  # of the part of the window that is searched on
+MOST_JUDGED = 200_000  # requests of the window that mends are judged on
+# Simulations to find the statements in conflict, how much traffic can be served, and the mends of statements, and those
+# of one question; one takes 0.05 to 0.2 s.
+TO_FIND, TO_SLOW, TO_MEND, TO_ANSWER = 200, 120, 200, 60
+REQUESTS_OF_ONE = 20_000  # of the window of a whole plan, which counts for one more by so many
+STRIDES = (0, 1, 3, 7)  # which of ever softer options are judged, until one holds
+CUT_SHORT = " (a smaller change may do: the search was cut short)"
+PARTS = 8  # steps between two factors, on a scale of ratios
+COARSENESS = 1.05  # counts are tried in steps of one, large ones in steps of this ratio
 MORE_NODES = 16  # a pool is enlarged up to so many times its size
-SOFTER = (
-    1.1,
-    1.25,
-    1.5,
-    2.0,
-    3.0,
-    5.0,
-    10.0,
-    30.0,
-    100.0,
-    1000.0,
-    10000.0,
-)  # an SLO limit is softened by these factors
-# and a rate is lowered to these shares of itself
+# An SLO limit is softened by these factors, and a rate is lowered to these shares of itself.
+SOFTER = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0, 10000.0)
 FEWER = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
@@ -46,24 +50,30 @@ class Statement:
 
     text: str
     relaxed: DeploymentSpec
-    mend: Callable[[Decision], str | None]  # given a plan of the relaxed spec
+    mend: Callable[[Decision], str | None]  # given a plan of the relaxed spec, on part of the window
 
 
 def explain_conflict(problem: Problem, progress: Progress = lambda text: None) -> NoPlanError:
     """The error to raise for a problem that has no plan."""
     homeless = [name for name in problem.spec.models if not any(family.model == name for family in problem.families)]
-    search = _Search(problem, progress)
+    search = _Search(problem, progress, TO_FIND)
     single = [
         (statement, decision) for statement in search.statements() if (decision := search.plan(statement.relaxed))
     ]
-    mends = [mend for statement, decision in single if (mend := statement.mend(decision))]
     conflict = [statement.text for statement, _ in single] or search.filtered()
+    mends = []
+    for statement, decision in single:
+        search.left = max(TO_ANSWER, TO_MEND // len(single))
+        if (mend := search.mended(partial(statement.mend, decision))) is not None:
+            mends.append(mend)
     if not homeless:
-        slower = search.slower()
+        search.left = TO_SLOW
+        slower = search.mended(search.slower)
         if slower is not None:
             conflict.append(_demand(problem.spec))
             mends.append(slower)
-        if not mends and (together := search.together()) is not None:
+        search.left = TO_MEND
+        if not mends and (together := search.mended(search.together)) is not None:
             mends.append(together)
         return NoPlanError("no plan satisfies this spec", tuple(conflict), tuple(mends))
     name = homeless[0]
@@ -76,27 +86,135 @@ def explain_conflict(problem: Problem, progress: Progress = lambda text: None) -
     )
 
 
-def asked_seconds(problem: Problem) -> float:
-    """How much of the busiest window each question is asked on: dozens of plans of heavy traffic would take minutes."""
-    share = min(1.0, MOST_REQUESTS / len(problem.declared))
-    return max(LEAST_S, BUSIEST_S * share)
+def first_that_holds(options: Sequence[T], holds: Callable[[T], bool]) -> T | None:
+    """The first of `options` that holds, by bisection: where one holds, all later ones do. None where none does."""
+    low, high = -1, len(options)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(options[middle]) else (middle, high)
+    return options[high] if high < len(options) else None
+
+
+class _ExhaustedError(Exception):
+    """A question has simulated all that it may."""
 
 
 @dataclass
 class _Search:
     problem: Problem
     progress: Progress
+    left: int  # simulations that may still be run
+    exhausted: bool = False  # whether a question has run out of them
+    _workloads: dict[str, tuple[Workload, tuple[SimulatedWindow, ...]]] = field(default_factory=dict)
+    _enumerations: dict[str, tuple[Family, ...]] = field(default_factory=dict)
 
-    def plan(self, spec: DeploymentSpec) -> Decision | None:
-        """A plan of a changed spec, or None."""
+    def plan(self, spec: DeploymentSpec, *, whole: bool = False, best: bool = False) -> Decision | None:
+        """A plan of a changed spec (`best`: the cheapest), or None where there is none or the question ran out.
+
+        On the busiest part of the window, out of what is left of the simulations, or on the `whole` of it.
+        """
+        problem = self._pose(spec, MOST_JUDGED if whole else MOST_REQUESTS)
+        if problem is None or not problem.families:
+            return None
+        allowed = TO_ANSWER if whole else min(TO_ANSWER, self.left)
+
+        def count(step: str) -> None:
+            nonlocal allowed
+            if not step.startswith("simulating"):
+                return
+            cost = 1 + ("whole plan" in step) * len(problem.workload) // REQUESTS_OF_ONE
+            allowed -= cost
+            self.left -= 0 if whole else cost
+            if allowed < 0:
+                raise _ExhaustedError
+
         try:
-            problem = self.problem
-            changed = pose(
-                spec, problem.base_dir, seed=problem.seed, machine=problem.machine, seconds=asked_seconds(problem)
+            return problem.master(count).decide(any_plan=not best)
+        except NoPlanError:
+            return None
+        except _ExhaustedError:
+            self.exhausted = True
+            return None
+
+    def first(self, options: Sequence[T], spec_at: Callable[[T], DeploymentSpec], *, last: bool = False) -> T | None:
+        """The first of `options`, ever softer, that has a plan: found on part of the window, judged on all of it.
+
+        `last`: the last one is known to have a plan there, and is judged where the search runs out.
+        """
+        found = first_that_holds(range(len(options)), lambda index: self.plan(spec_at(options[index])) is not None)
+        if found is None:
+            return self.judged(options[-1:], spec_at) if last else None
+        return self.judged(options[found:], spec_at)
+
+    def judged(self, options: Sequence[T], spec_at: Callable[[T], DeploymentSpec]) -> T | None:
+        """The first of `options`, or the next softer ones in growing strides, that has a plan on the whole window."""
+        likely = (options[index] for index in STRIDES if index < len(options))
+        return next((option for option in likely if self.plan(spec_at(option), whole=True)), None)
+
+    def mended(self, search: Callable[[], str | None]) -> str | None:
+        """The mend that `search` finds, with a remark where one of its questions ran out."""
+        self.exhausted = False
+        mend = search()
+        return mend + CUT_SHORT if mend is not None and self.exhausted else mend
+
+    def _pose(self, spec: DeploymentSpec, most_requests: int) -> Problem | None:
+        """The problem of a changed spec, None where the change contradicts something else that the user wrote."""
+        base = self.problem
+        try:
+            declared, windows = self._drawn(spec, most_requests)
+            families = self._families(spec)
+        except InputError:
+            return None
+        longest = {name: longest_request(windows, classes) for name, classes in base.classes_of.items()}
+        if any(longest[family.model] > family.max_model_len for family in families):
+            return None  # requests were drawn anew, and one is longer than the configurations were made for
+        workload = compressed(declared, spec.limits.utilisation or 1.0)
+        return replace(
+            base,
+            spec=spec,
+            declared=declared,
+            workload=workload,
+            windows=windows,
+            families=families,
+            template=frame(spec),
+        )
+
+    def _drawn(self, spec: DeploymentSpec, most: int) -> tuple[Workload, tuple[SimulatedWindow, ...]]:
+        """The busiest part of the window, with about so many requests of the declared traffic at most."""
+        base = self.problem
+        share = min(1.0, most / len(base.declared))
+        key = str((share, [(item.name, item.trace, item.arrivals) for item in spec.traffic]))
+        if key not in self._workloads:
+            self._workloads[key] = declared_workload(
+                spec,
+                base.base_dir,
+                seconds=max(LEAST_S, base.declared.horizon_s * share),
+                seed=base.seed,
+                least_requests=LEAST_REQUESTS if share == 1.0 else 0,
             )
-            return changed.master().decide() if changed.families else None
-        except (InputError, NoPlanError):
-            return None  # the change contradicts something else that the user wrote, or the search for a plan gave up
+        return self._workloads[key]
+
+    def _families(self, spec: DeploymentSpec) -> tuple[Family, ...]:
+        """The configurations of a changed spec; those that are known already keep their step times."""
+        base = self.problem
+        if spec.choices != base.spec.choices:
+            return self._enumerated(spec)
+        if spec.hardware == base.spec.hardware:
+            return base.families
+        asked = {pool.name: pool for pool in spec.hardware.pools}
+        most = tuple(pool.model_copy(update={"count": pool.count * MORE_NODES}) for pool in base.spec.hardware.pools)
+        grown = self._enumerated(_with(base.spec, "hardware", pools=most))
+        kept = [family for family in base.families if asked[family.pool.name] == family.pool]
+        known = {family.pool.name for family in base.families if asked[family.pool.name] == family.pool}
+        resized = [replace(family, pool=asked[family.pool.name]) for family in grown if family.pool.name not in known]
+        return tuple(family for family in (*kept, *resized) if family.most_replicas)
+
+    def _enumerated(self, spec: DeploymentSpec) -> tuple[Family, ...]:
+        base, key = self.problem, f"{spec.hardware}{spec.choices}"
+        if key not in self._enumerations:
+            posed = pose(spec, base.base_dir, seed=base.seed, machine=base.machine)
+            self._enumerations[key] = posed.families
+        return self._enumerations[key]
 
     def statements(self) -> Iterator[Statement]:
         """Every statement that may be questioned, each announced before it costs time."""
@@ -113,20 +231,25 @@ class _Search:
             yield Statement(
                 f"limits.budget: ${spec.limits.budget_usd_per_hour:g}/h",
                 cheapest,
-                lambda decision: f"limits.budget: ${math.ceil(decision.value * 100 - 1e-6) / 100:.2f}/h",
+                lambda decision: self._budget(cheapest),
             )
         for model, gpus in spec.limits.gpus.items():
             yield self._model_gpus(model, gpus)
         if spec.limits.utilisation is not None:
+            full = _with(spec, "limits", utilisation=None)
             yield Statement(
                 f"limits.utilisation: {spec.limits.utilisation:.0%}",
-                _with(spec, "limits", utilisation=None),
-                lambda decision: "limits.utilisation: 100% (no headroom)",
+                full,
+                lambda decision: "limits.utilisation: 100% (no headroom)" if self.plan(full, whole=True) else None,
             )
         yield from self._pins()
         for index, traffic in enumerate(spec.traffic):
             if traffic.slo is not None:
                 yield from self._slo(index, traffic, traffic.slo)
+
+    def _budget(self, cheapest: DeploymentSpec) -> str | None:
+        decision = self.plan(cheapest, whole=True, best=True) or self.plan(cheapest, whole=True)
+        return None if decision is None else f"limits.budget: ${math.ceil(decision.value * 100 - 1e-6) / 100:.2f}/h"
 
     def _pool(self, index: int, pool: PoolSpec) -> Statement:
         spec = self.problem.spec
@@ -161,14 +284,9 @@ class _Search:
     def least(self, low: int, high: int, spec_at: Callable[[int], DeploymentSpec]) -> int | None:
         """The least number above `low`, which is too small, that has a plan; a plan is known to use `high` of them.
 
-        `high` itself is tried, as smaller pools are priced on other rungs; None where it has no plan.
+        None where even `high` has none: smaller pools are priced on other rungs.
         """
-        if high <= low or self.plan(spec_at(high)) is None:
-            return None
-        while high - low > 1:  # fewer may do than the cheapest plan takes
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.plan(spec_at(middle)) else (middle, high)
-        return high
+        return self.first([*_counts(low, high), high], spec_at, last=True) if high > low else None
 
     def _pins(self) -> Iterator[Statement]:
         spec = self.problem.spec
@@ -178,13 +296,14 @@ class _Search:
                     continue
                 freed = choices.model_copy(update={name: None})
                 relaxed = _with(spec, "choices", models={**spec.choices.models, model: freed})
-                yield Statement(
-                    f"choices.{model}.{name}: {_list(values)}",
-                    relaxed,
-                    lambda decision, model=model, name=name: (  # type: ignore[misc]
-                        f"choices.{model}.{name}: {_list(_chosen(decision, model, name))}"
-                    ),
-                )
+                yield self._pin(model, name, values, relaxed)
+
+    def _pin(self, model: str, name: str, values: Any, relaxed: DeploymentSpec) -> Statement:
+        def mend(decision: Decision) -> str | None:
+            judged = self.plan(relaxed, whole=True)
+            return None if judged is None else f"choices.{model}.{name}: {_list(_chosen(judged, model, name))}"
+
+        return Statement(f"choices.{model}.{name}: {_list(values)}", relaxed, mend)
 
     def _slo(self, index: int, traffic: TrafficClass, slo: SLO) -> Iterator[Statement]:
         field = f"traffic[{index}] {traffic.name}: slo"
@@ -217,17 +336,15 @@ class _Search:
 
     def _softer(self, head: str, tail: str, seconds: float, spec_at: Callable[[float], DeploymentSpec]) -> Statement:
         def mend(decision: Decision) -> str | None:
-            low, high = -1, len(SOFTER) - 1
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (low, middle) if self.plan(spec_at(SOFTER[middle])) else (middle, high)
-            least, most = SOFTER[low] if low >= 0 else 1.0, SOFTER[high]
-            for _ in range(REFINEMENTS):
-                factor = _two_digits(seconds * math.sqrt(least * most)) / seconds
-                if not least < factor < most:
-                    break
-                least, most = (least, factor) if self.plan(spec_at(factor)) else (factor, most)
-            return f"{head}{_seconds(seconds * most)}{tail}"
+            most = first_that_holds(SOFTER[:-1], lambda factor: self.plan(spec_at(factor)) is not None) or SOFTER[-1]
+            least = max((factor for factor in SOFTER if factor < most), default=1.0)
+            finer = [
+                _two_digits(seconds * least * (most / least) ** (part / PARTS)) / seconds for part in range(1, PARTS)
+            ]
+            between = sorted({factor for factor in finer if least < factor < most})
+            finest = first_that_holds(between, lambda factor: self.plan(spec_at(factor)) is not None) or most
+            factor = self.judged(sorted({finest, *(factor for factor in SOFTER if factor >= most)}), spec_at)
+            return None if factor is None else f"{head}{_seconds(seconds * factor)}{tail}"
 
         return Statement(f"{head}{_seconds(seconds)}{tail}", spec_at(SOFTER[-1]), mend)
 
@@ -243,29 +360,24 @@ class _Search:
             )
             return _with(spec, "limits", budget_usd_per_hour=None).model_copy(update={"traffic": classes})
 
-        low, high = -1, len(SOFTER)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.plan(softened(SOFTER[middle])) else (middle, high)
-        decision = self.plan(softened(SOFTER[high])) if high < len(SOFTER) else None
-        if decision is None:
+        factor = self.first(SOFTER, softened)
+        if factor is None:
             return None
-        budget = spec.limits.budget_usd_per_hour
-        dearer = budget is not None and spec.objective.quantity == "cost" and decision.value > budget
-        return f"together: every latency limit times {SOFTER[high]:g}" + (
-            f", and limits.budget: ${math.ceil(decision.value * 100) / 100:.2f}/h" if dearer else ""
-        )
+        mend, budget = f"together: every latency limit times {factor:g}", spec.limits.budget_usd_per_hour
+        if budget is None or spec.objective.quantity != "cost":
+            return mend
+        decision = self.plan(softened(factor), whole=True, best=True) or self.plan(softened(factor), whole=True)
+        if decision is None or decision.value <= budget:
+            return mend
+        return f"{mend}, and limits.budget: ${math.ceil(decision.value * 100) / 100:.2f}/h"
 
     def slower(self) -> str | None:
         """The largest share of the declared traffic that has a plan."""
         self.progress("how much of the traffic can be served")
-        low, high = -1, len(FEWER)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.plan(_at_rate(self.problem, FEWER[middle])) else (middle, high)
-        if high == len(FEWER):
+        share = self.first(FEWER, partial(_at_rate, self.problem))
+        if share is None:
             return None
-        return f"traffic: {100 * FEWER[high]:g}% of the declared rate ({_demand(_at_rate(self.problem, FEWER[high]))})"
+        return f"traffic: {100 * share:g}% of the declared rate ({_demand(_at_rate(self.problem, share))})"
 
     def filtered(self) -> list[str]:
         """Where no single statement mends the spec: those that cannot be left out of the conflict, one by one.
@@ -281,6 +393,15 @@ class _Search:
                 kept.remove(statement)
                 spec = merged
         return [statement.text for statement in kept or self._all()]
+
+
+def _counts(low: int, high: int) -> list[int]:
+    """Numbers above `low` and below `high`, one by one at first, in steps of a ratio later."""
+    found, count = [], low + 1
+    while count < high:
+        found.append(count)
+        count = max(count + 1, math.floor(count * COARSENESS))
+    return found
 
 
 def _with(spec: DeploymentSpec, section: str, **changes: Any) -> DeploymentSpec:

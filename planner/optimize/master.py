@@ -87,15 +87,15 @@ class Master:
         opinion = second_opinion(programme) if solution.status != "infeasible" else None
         return (solution.bound if opinion is None else min(solution.bound, opinion)), opinion
 
-    def decide(self) -> Decision | None:
-        """The best certified plan, or None where there is none.
+    def decide(self, *, any_plan: bool = False) -> Decision | None:
+        """The best certified plan, or None where there is none; with `any_plan`, the first one that is found.
 
         Raises `NoPlanError` where so many plans in a row were refuted that the search gave up: that proves nothing.
         """
         bound, opinion = self.bound()
         broken: tuple[str, ...] = ()
         for attempt in range(MOST_REFUTATIONS):
-            found = self._solve_lazily()
+            found = self._solve_lazily(any_plan)
             if found is None:
                 return None
             solution, priced_bound = found
@@ -158,8 +158,8 @@ class Master:
         unknown = tuple(self.optimistic(family) for family in self.families if family.key not in opened)
         return replace(self.template, columns=columns, families=() if proven else unknown)
 
-    def _solve_lazily(self) -> tuple[Solution, float] | None:
-        """The best proven plan, and the bound of the relaxed programme that it was held against."""
+    def _solve_lazily(self, any_plan: bool = False) -> tuple[Solution, float] | None:
+        """The best proven plan (the first one with `any_plan`), and the bound of the relaxed programme beside it."""
         tie_rounds = 0
         programme, proven = None, None
         while True:
@@ -169,6 +169,8 @@ class Master:
             if proven is None or programme != self._programme(proven=True):  # most trials refute and prove nothing new
                 programme = self._programme(proven=True)
                 proven = solve(programme)
+            if any_plan and proven.status != "infeasible":
+                return proven, relaxed.bound
             if proven.value <= relaxed.value * (1 + VALUE_TOLERANCE):  # proven; is there a better one of this value?
                 tie_rounds += 1
                 relaxed = solve(self._programme(proven=False), ties="operable")

@@ -301,13 +301,16 @@ def tie_breaks(programme: Programme, variables: Variables, ties: Ties) -> tuple[
 
     Devices rented; then the traffic left without headroom, so that devices that are paid for anyway work; then, within
     5 % of the most headroom, the groups to operate and the replicas: fewer and larger ones answer faster and pool their
-    caches; then the order of the columns, so that equal plans come out equal.
+    caches; then the devices left idle in rented nodes; then the order of the columns, so that equal plans come out
+    equal.
     """
     headroom = TieBreak(-1.0 * variables.headroom, 0.05)
     groups = TieBreak(pulp.lpSum(variables.used.values()), EQUAL)
     replicas = TieBreak(pulp.lpSum(variables.replicas.values()), EQUAL)
+    working = pulp.lpSum(member.gpus * variables.replicas[member.key] for member in members(programme))
+    idle = TieBreak(-1.0 * working, EQUAL)
     if ties == "operable":
-        return headroom, groups, replicas
+        return headroom, groups, replicas, idle
     gpus = TieBreak(objective(replace(programme, quantity="gpus"), variables), EQUAL)
     order = pulp.lpSum(index * variable for index, variable in enumerate(variables.replicas.values()))
-    return gpus, headroom, groups, replicas, TieBreak(order, EQUAL)
+    return gpus, headroom, groups, replicas, idle, TieBreak(order, EQUAL)

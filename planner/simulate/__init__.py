@@ -1,6 +1,6 @@
 """Fleet simulation: the step-by-step oracle on the rules of service, and event jumps that equal it."""
 
-from planner.simulate.declared import declared_workload
+from planner.simulate.declared import BUSIEST_S, LEAST_REQUESTS, declared_workload
 from planner.simulate.fleet import MAX_EVENTS, simulate_fleet
 from planner.simulate.limits import Requirement, nearest_rank, requirements, slos_of, wilson_interval
 from planner.simulate.model import FleetGroup, ReplicaModel, Workload
@@ -16,6 +16,8 @@ from planner.simulate.result import (
 )
 
 __all__ = [
+    "BUSIEST_S",
+    "LEAST_REQUESTS",
     "MAX_EVENTS",
     "Attainment",
     "FleetGroup",

@@ -1,10 +1,11 @@
 """The fast path: a lane that jumps from event to event, equal to the oracle in `step.py` request by request.
 
 Between two events (an arrival that can be admitted, a completion, a shortage of blocks, a context that reaches the
-attention window) every step decodes the same b sequences, and only their contexts grow, one token a step each. So
-step j of a run takes A + B j seconds, with A the first step's time and B = b x decode_context_token_s + g x
-decode_window_token_s (g sequences still below the window), and k steps take k A + B k (k - 1) / 2: a quadratic that
-tells at which step boundary an arrival is seen. Steps with prefill chunks are single steps.
+attention window, a total of keys that reaches the end of a piece of the decode table) every step decodes the same b
+sequences, and only their contexts grow, one token a step each. So step j of a run takes A + B j seconds, with A the
+first step's time and B = b x decode_context_token_s + g x decode_window_token_s (g sequences still below the window),
+and k steps take k A + B k (k - 1) / 2: a quadratic that tells at which step boundary an arrival is seen. Steps with
+prefill chunks are single steps.
 
 Bookkeeping is constant per event, whatever the batch: every decoding sequence advances one token per decode step, so
 with D the lane's count of decode steps
@@ -21,9 +22,9 @@ import math
 from collections import deque
 from heapq import heapify, heappop, heappush
 
-from planner.cost.step_times import chunk_pairs, chunk_window_pairs
 from planner.simulate.model import ReplicaModel
 from planner.simulate.record import EventBoundError, LaneLoad, Outstanding, Record
+from planner.simulate.stages import Stages
 
 _Chunk = tuple[int, int]  # request, tokens cached when its prompt is complete
 _NONE: list[_Chunk] = []  # never written to
@@ -33,11 +34,21 @@ class JumpLane:
     """One batch in flight of one replica. Same interface and same results as `step.StepLane`."""
 
     def __init__(
-        self, model: ReplicaModel, lane: int, replica: int, record: Record, outstanding: Outstanding, clock: list[float]
+        self,
+        model: ReplicaModel,
+        lane: int,
+        replica: int,
+        record: Record,
+        outstanding: Outstanding,
+        clock: list[float],
+        stages: Stages | None = None,
     ) -> None:
         times = model.times
+        self._stages = stages  # with stages, the replica takes a run step by step: other lanes' steps come between
+        self.cut_s = math.inf  # with stages: no step of the run in flight is formed from then on
         self.load = LaneLoad()
         self._times = times
+        self._first_chunk_s = model.first_chunk_s
         self._seats = model.lane_seqs(lane)
         self._num_blocks = model.lane_blocks(lane)
         self._block_size = model.block_size_tokens
@@ -77,6 +88,7 @@ class JumpLane:
         self._growth_s = 0.0  # B
         self._completing = _NONE  # chunks in it that complete a prompt
         self._cuttable = False  # an arrival ends it at the next step boundary
+        self._open = False  # the same with stages, where the replica ends it
 
     def arrive(self, request: int, now_s: float) -> None:
         """A request is sent to this lane at `now_s`."""
@@ -87,6 +99,8 @@ class JumpLane:
                 self._clock[self._index] = ready_s
         elif self._cuttable and ready_s < self._clock[self._index]:
             self._clock[self._index] = self._cut(ready_s)
+        elif self._open and ready_s < self.cut_s:
+            self.cut_s = ready_s
 
     def _cut(self, ready_s: float) -> float:
         """End the run in flight at its first step boundary that is not before `ready_s`; returns that."""
@@ -111,20 +125,38 @@ class JumpLane:
             if self._steps:
                 if time_s > until_s:
                     return
-                self._complete(time_s)
+                self.complete(time_s)
             if time_s >= until_s:
                 return
-            time_s = clock[index] = self._form(time_s)
+            time_s = clock[index] = self.form(time_s)
 
     # ------------------------------------------------------------------------------------------------ end of a run
 
-    def _complete(self, time_s: float) -> None:
+    @property
+    def in_flight(self) -> bool:
+        """Whether a run is under way; the lane's clock is then its end."""
+        return self._steps > 0
+
+    @property
+    def further_steps(self) -> int:
+        """Steps of the run in flight after its first."""
+        return self._steps - 1
+
+    def step_s(self, index: int) -> float:
+        """Seconds of step `index` of the run in flight, from 0."""
+        return self._first_s + self._growth_s * index
+
+    def end_run(self, steps: int) -> None:
+        """The run in flight was ended after so many steps; `complete` applies them."""
+        self._steps = steps
+
+    def complete(self, time_s: float) -> None:
         """Apply the run that ends now: contexts and blocks grow, prompts complete, sequences finish."""
         steps, load, record = self._steps, self.load, self._record
         self._steps = 0
         load.steps += steps
         horizon_s, start_s = record.horizon_s, self._start_s
-        if start_s < horizon_s:
+        if start_s < horizon_s and self._stages is None:
             load.busy_s += (time_s if time_s < horizon_s else horizon_s) - start_s
         decodes, decoded, block_size = self._decodes, self._decoded, self._block_size
         if decodes:
@@ -232,7 +264,7 @@ class JumpLane:
 
     # ---------------------------------------------------------------------------------------------- start of a run
 
-    def _form(self, time_s: float) -> float:
+    def form(self, time_s: float) -> float:
         """Start what comes next at `time_s`; returns when it ends, or when there may be something to form."""
         decodes, queue, partial = len(self._finish), self._queue, self._partial
         head_ready = bool(queue) and queue[0][0] <= time_s
@@ -244,22 +276,27 @@ class JumpLane:
             raise EventBoundError
         record.events_left -= 1
         self._start_s = time_s
-        self._cuttable = False
+        self._cuttable = self._open = False
         free = self._num_blocks - self._used
         if prompts and self._prefill_first and (seconds := self._form_chunks(time_s, 0, free)):
-            return time_s + seconds
+            return self._end(time_s, seconds)
         growth = self._residues[self._decoded % self._block_size]
         if growth > free:
             self._preempt(free)
-            return time_s + self._form_run(1)
+            return self._end(time_s, self._form_run(1))
         if prompts and not self._prefill_first and (seconds := self._form_chunks(time_s, decodes, free - growth)):
-            return time_s + seconds
+            return self._end(time_s, seconds)
         # Only decodes. What waits now goes on waiting until something finishes; what comes later may cut the run.
         steps = self._ends[0] // self._count - self._decoded
         if decodes * (steps // self._block_size + 1) > free:
             steps = min(steps, self._steps_within(free))
         if self._below and self._crossings[0] - self._decoded < steps:
             steps = self._crossings[0] - self._decoded
+        if self._stages is not None:
+            self._form_run(steps)
+            self._open = not head_ready and decodes + (partial is not None) < self._seats
+            self.cut_s = queue[0][0] if self._open and queue else math.inf
+            return self._stages.run(time_s, self._first_s)
         end_s = time_s + self._form_run(steps)
         if not head_ready and decodes + (partial is not None) < self._seats:
             self._cuttable = True
@@ -267,15 +304,29 @@ class JumpLane:
                 return self._cut(queue[0][0])
         return end_s
 
+    def _end(self, time_s: float, seconds: float) -> float:
+        """When a single step of `seconds` ends that starts now."""
+        return time_s + seconds if self._stages is None else self._stages.run(time_s, seconds)
+
     def _form_run(self, steps: int) -> float:
         """A run of decode-only steps over all decoding sequences; returns its seconds."""
         times, decodes = self._times, len(self._finish)
+        context, window_context = self._context + decodes, self._window_context
         first_s = times.tokens_s[decodes] + times.sampled_s[decodes] + times.sequence_s * decodes
-        first_s += times.decode_launch_s + times.decode_context_token_s * (self._context + decodes)
-        growth_s = times.decode_context_token_s * decodes
-        if self._window:
-            first_s += times.decode_window_token_s * self._window_context
-            growth_s += times.decode_window_token_s * self._below
+        first_s += times.decode_s(decodes, context, window_context)
+        growth_s = times.decode_context_token_s * decodes + times.decode_window_token_s * self._below
+        if steps > 1:  # no further than the times stay linear in the keys
+            table, window_table = times.decode_table, times.decode_window_table
+            if table is not None:
+                end, _, slope_s = table.piece(decodes, context)
+                growth_s += slope_s * decodes
+                if context + (steps - 1) * decodes > end:
+                    steps = int((end - context) // decodes) + 1
+            if window_table is not None and self._below:
+                end, _, slope_s = window_table.piece(decodes, window_context)
+                growth_s += slope_s * self._below
+                if window_context + (steps - 1) * self._below > end:
+                    steps = int((end - window_context) // self._below) + 1
         self._steps = steps
         self._decodes = decodes
         self._first_s = first_s
@@ -290,10 +341,11 @@ class JumpLane:
 
         Returns its seconds; 0.0, and nothing changed, when no chunk fits.
         """
-        record, times, block_size, window = self._record, self._times, self._block_size, self._window
+        record, times, block_size = self._record, self._times, self._block_size
         prompt, queue, resumed = record.prompt, self._queue, self._resumed
         completing: list[_Chunk] = []
-        chunks = pairs = window_pairs = chunk_context = taken = 0
+        chunks: list[tuple[int, int]] = []  # new tokens, cached tokens
+        taken = 0
         tokens = self._budget - decodes
         partial = self._partial
         if partial is not None:
@@ -307,17 +359,13 @@ class JumpLane:
             free -= blocks
             taken += blocks
             tokens -= size
-            chunks = 1
-            pairs = chunk_pairs(size, start)
-            if window:
-                window_pairs = chunk_window_pairs(size, start, window)
-            chunk_context = start
+            chunks.append((size, start))
             if start + size == target:
                 completing.append((request, target))
                 self._partial = None
             else:
                 self._partial = (request, start + size, target)
-        seats = self._seats - len(self._finish) - chunks
+        seats = self._seats - len(self._finish) - len(chunks)
         while tokens and seats and queue and queue[0][0] <= time_s:
             request = queue[0][1]
             target = prompt[request]
@@ -332,10 +380,7 @@ class JumpLane:
             taken += blocks
             tokens -= size
             seats -= 1
-            chunks += 1
-            pairs += size * (size + 1) // 2
-            if window:
-                window_pairs += chunk_window_pairs(size, 0, window)
+            chunks.append((size, 0))
             if size == target:
                 completing.append((request, target))
             else:
@@ -349,19 +394,20 @@ class JumpLane:
         running = self._seats - seats
         if running > self.load.running_peak:
             self.load.running_peak = running
-        seconds = (
-            times.tokens_s[self._budget - tokens]
-            + times.sampled_s[decodes + len(completing)]
-            + times.sequence_s * (decodes + chunks)
-            + times.prefill_launch_s * chunks
-            + times.prefill_pair_s * pairs
-            + times.prefill_window_pair_s * window_pairs
-            + times.prefill_context_token_s * chunk_context
-        )
+        # term by term in the order of `StepTimes.step_s`: pipelines break ties by equal times
+        seconds = times.tokens_s[self._budget - tokens] + times.sampled_s[decodes + len(completing)]
+        seconds += times.sequence_s * (decodes + len(chunks))
         if decodes:
-            seconds += times.decode_launch_s + times.decode_context_token_s * (self._context + decodes)
-            if window:
-                seconds += times.decode_window_token_s * self._window_context
+            seconds += times.decode_s(decodes, self._context + decodes, self._window_context)
+        first_chunk_s = self._first_chunk_s
+        for size, start in chunks:
+            if start:
+                seconds += times.chunk_s(size, start)
+            elif size in first_chunk_s:
+                seconds += first_chunk_s[size]
+            else:
+                first_chunk_s[size] = times.chunk_s(size, 0)
+                seconds += first_chunk_s[size]
         return seconds
 
     def _preempt(self, free: int) -> None:

@@ -1,4 +1,4 @@
-"""A fleet under a workload: routes each arrival, lets every lane run until then, and gathers what happened."""
+"""A fleet under a workload: routes each arrival, lets every replica run until then, and gathers what happened."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.simulate.fast import JumpLane
-from planner.simulate.model import FleetGroup, Workload
-from planner.simulate.record import EventBoundError, Outstanding, Record
+from planner.simulate.model import FleetGroup, FloatArray, Workload
+from planner.simulate.pipeline import PipelinedReplica
+from planner.simulate.record import EventBoundError, LaneLoad, Outstanding, Record
 from planner.simulate.refute import Refuter
 from planner.simulate.result import FleetResult, GroupLoad
 from planner.simulate.step import StepLane
@@ -23,6 +25,7 @@ _CHECK_EVERY = 16  # arrivals between two looks at the limits
 _DRAIN_S = 2.0  # after the last arrival, look at the limits this often
 
 Lane = StepLane | JumpLane
+Replica = Lane | PipelinedReplica
 
 
 class _Group:
@@ -38,10 +41,22 @@ class _Group:
         self.router: LeastOutstanding | RoundRobin = RoundRobin() if router == "round_robin" else LeastOutstanding()
         self.can_serve = model.can_serve(workload.prompt_tokens, workload.output_tokens).tolist()
         kind = StepLane if exact else JumpLane
-        self.replicas: list[list[Lane]] = [
-            [kind(model, lane, replica, record, self.outstanding, clock) for lane in range(lanes)]
-            for replica in range(group.replicas)
-        ]
+        self.single: list[Lane] = []
+        self.pipelined: list[PipelinedReplica] = []
+        for replica in range(group.replicas):
+            if lanes == 1:
+                self.single.append(kind(model, 0, replica, record, self.outstanding, clock))
+            else:
+                self.pipelined.append(PipelinedReplica(kind, model, replica, record, self.outstanding, clock))
+
+    @property
+    def replicas(self) -> list[Replica]:
+        return [*self.single, *self.pipelined]
+
+    @property
+    def loads(self) -> list[list[LaneLoad]]:
+        """By replica and lane."""
+        return [[lane.load] for lane in self.single] + [replica.loads for replica in self.pipelined]
 
     def send(self, request: int, now_s: float) -> int:
         """Route inside the group: a replica by the router, its emptiest lane; returns the replica."""
@@ -49,9 +64,13 @@ class _Group:
         replica = self.router.choose(outstanding.replicas)
         outstanding.replicas[replica] += 1
         by_lane = outstanding.lanes[replica]
-        lane = by_lane.index(min(by_lane)) if len(by_lane) > 1 else 0
+        if self.single:
+            by_lane[0] += 1
+            self.single[replica].arrive(request, now_s)
+            return replica
+        lane = by_lane.index(min(by_lane))
         by_lane[lane] += 1
-        self.replicas[replica][lane].arrive(request, now_s)
+        self.pipelined[replica].arrive(request, now_s, lane)
         return replica
 
 
@@ -75,7 +94,7 @@ def simulate_fleet(
     record = Record.of(workload, max_events)
     clock: list[float] = []
     fleet = [_Group(group, workload, record, clock, router, exact) for group in groups]
-    lanes = [lane for group in fleet for replica in group.replicas for lane in replica]
+    replicas = [replica for group in fleet for replica in group.replicas]
     splits = _splits(groups, routes, workload)
     refuter = Refuter(workload, refute, record) if refute else None
     group_index = [-1] * len(workload)
@@ -86,12 +105,12 @@ def simulate_fleet(
     now_s = 0.0
     try:
         class_index = workload.class_index.tolist()
-        numbered = tuple(enumerate(lanes))
+        numbered = tuple(enumerate(replicas))
         for request, now_s in enumerate(workload.arrival_s.tolist()):
             if min(clock) <= now_s:
-                for index, lane in numbered:
+                for index, replica in numbered:
                     if clock[index] <= now_s:
-                        lane.advance(now_s)
+                        replica.advance(now_s)
             if refuter is not None and request % _CHECK_EVERY == 0 and (refuted := refuter.check(now_s)):
                 break
             chosen = splits[class_index[request]].next()
@@ -103,7 +122,7 @@ def simulate_fleet(
                 if refuter is not None:
                     refuter.reject(request)
         if refuted is None:
-            refuted = _drain(lanes, clock, now_s, refuter)
+            refuted = _drain(replicas, clock, now_s, refuter)
     except EventBoundError:
         event_bound_hit = True
     return _result(fleet, workload, record, group_index, replica_index, rejected, max_events, event_bound_hit, refuted)
@@ -124,12 +143,12 @@ def _splits(groups: Sequence[FleetGroup], routes: Sequence[Route], workload: Wor
     return splits
 
 
-def _drain(lanes: list[Lane], clock: list[float], now_s: float, refuter: Refuter | None) -> str | None:
+def _drain(replicas: list[Replica], clock: list[float], now_s: float, refuter: Refuter | None) -> str | None:
     """Let everything finish; with a refuter, look at the limits now and then."""
     while (next_s := min(clock, default=math.inf)) < math.inf:
         until_s = max(now_s, next_s) + _DRAIN_S if refuter is not None else math.inf
-        for lane in lanes:
-            lane.advance(until_s)
+        for replica in replicas:
+            replica.advance(until_s)
         now_s = until_s
         if refuter is not None and (refuted := refuter.check(now_s)):
             return refuted
@@ -142,7 +161,7 @@ def _result(
     record: Record,
     group_index: list[int],
     replica_index: list[int],
-    rejected: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    rejected: NDArray[np.bool_],
     max_events: int,
     event_bound_hit: bool,
     refuted: str | None,
@@ -153,10 +172,11 @@ def _result(
     several = done & (workload.output_tokens > 1)
     tpot_s = np.full(len(workload), math.nan)
     tpot_s[several] = (finish_s[several] - first_s[several]) / (workload.output_tokens[several] - 1)
+    prompt_in, output_in = _served_in_window(workload, first_s, finish_s)
     loads = []
     for index, group in enumerate(fleet):
         own = done & (group_of == index)
-        by_replica = [[lane.load for lane in replica] for replica in group.replicas]
+        by_replica = group.loads
         loads.append(
             GroupLoad(
                 group=group.group.id,
@@ -169,6 +189,8 @@ def _result(
                 requests=int(own.sum()),
                 prompt_tokens=int(workload.prompt_tokens[own].sum()),
                 output_tokens=int(workload.output_tokens[own].sum()),
+                prompt_tokens_per_s=float(prompt_in[group_of == index].sum()) / (workload.horizon_s or 1.0),
+                output_tokens_per_s=float(output_in[group_of == index].sum()) / (workload.horizon_s or 1.0),
             )
         )
     return FleetResult(
@@ -185,4 +207,25 @@ def _result(
         events=max_events - record.events_left,
         event_bound_hit=event_bound_hit,
         refuted_early=refuted,
+        waiting=(
+            _waiting(workload, first_s, rejected, 0.1 * workload.horizon_s),
+            _waiting(workload, first_s, rejected, workload.horizon_s),
+        ),
     )
+
+
+def _served_in_window(workload: Workload, first_s: FloatArray, finish_s: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """By request: prompt and output tokens served before the arrival window ends.
+
+    A prompt counts with its first token; the output tokens after it are spread evenly until the last one.
+    """
+    begun = first_s <= workload.horizon_s  # NaN, never begun, is not
+    decode_s = np.maximum(finish_s - first_s, 1e-12)
+    share = np.clip((workload.horizon_s - first_s) / decode_s, 0.0, 1.0)
+    output = np.where(begun, 1.0 + (workload.output_tokens - 1) * share, 0.0)
+    return np.where(begun, workload.prompt_tokens, 0).astype(np.float64), np.nan_to_num(output)
+
+
+def _waiting(workload: Workload, first_s: FloatArray, rejected: NDArray[np.bool_], at_s: float) -> int:
+    """Requests that have arrived by `at_s` and have no first token then; refused ones wait for nothing."""
+    return int(((workload.arrival_s <= at_s) & ~(first_s <= at_s) & ~rejected).sum())

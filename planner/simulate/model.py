@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,8 @@ class ReplicaModel:
     """One replica as the simulator sees it: how long a step takes, and what may be in it.
 
     With pipeline stages (`times.lanes` > 1) that many batches are in flight. Each lane is simulated as a batch of its
-    own with an equal part of the seats and of the blocks and the whole token budget; a request stays in its lane.
+    own with an equal part of the seats and of the blocks and the whole token budget; a request stays in its lane. The
+    lanes' steps follow each other through the stages, each of which works on one step at a time.
     """
 
     times: StepTimes
@@ -93,6 +95,11 @@ class ReplicaModel:
             raise ValueError("a step takes time: tokens_s must be positive from one token on")
         if not self.scheduling.chunked_prefill:
             raise ValueError("only chunked prefill is simulated")
+
+    @cached_property
+    def first_chunk_s(self) -> dict[int, float]:
+        """Seconds of a chunk that begins a prompt, by its size, as the fast path finds them out."""
+        return {}
 
     def lane_seqs(self, lane: int) -> int:
         """Seats of one lane: equal parts, the first lanes take the remainder, at least one each."""

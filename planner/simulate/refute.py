@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from planner.simulate.limits import Requirement, requirements
 from planner.simulate.model import Workload
 from planner.simulate.record import Record
-from specs.deployment import SLO
+from specs.deployment import SLO, Metric
 
 
 class _Watch:
@@ -19,7 +19,7 @@ class _Watch:
         self.thresholds = dict(requirement.thresholds)
         self.requests = requests  # of the class, in order of arrival
         self.missed: set[int] = set()
-        self.next = 0  # first request whose TTFT is not yet judged
+        self.next: dict[Metric, int] = {"ttft": 0, "e2e": 0}  # first request that is not overdue yet
 
 
 class Refuter:
@@ -54,20 +54,20 @@ class Refuter:
                 tokens = record.output[request] - 1
                 if limit_s is not None and tokens and (finish_s - record.first_s[request]) / tokens > limit_s:
                     watch.missed.add(request)
-                limit_s = watch.thresholds.get("e2e")
-                if limit_s is not None and finish_s - arrival[request] > limit_s:
-                    watch.missed.add(request)
         self._drained = len(record.finished)
         for watch in self._watches:
-            limit_s = watch.thresholds.get("ttft")
-            if limit_s is not None:
-                position, requests = watch.next, watch.requests
+            for metric in watch.next:
+                reached_s = record.first_s if metric == "ttft" else record.finish_s
+                limit_s = watch.thresholds.get(metric)
+                if limit_s is None:
+                    continue
+                position, requests = watch.next[metric], watch.requests
                 while position < len(requests) and now_s - arrival[requests[position]] > limit_s:
                     request = requests[position]
-                    if not record.first_s[request] - arrival[request] <= limit_s:  # NaN: not yet, so too late
+                    if not reached_s[request] - arrival[request] <= limit_s:  # NaN: not yet, so too late
                         watch.missed.add(request)
                     position += 1
-                watch.next = position
+                watch.next[metric] = position
             if len(watch.missed) > watch.allowed:
                 return watch.text
         return None

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from planner.cost.step_times import chunk_pairs, chunk_window_pairs
 from planner.simulate.model import ReplicaModel
 from planner.simulate.record import EventBoundError, LaneLoad, Outstanding, Record
+from planner.simulate.stages import Stages
 from specs.service import BatchFormer, BlockManager, Sequence, Step
 
 
@@ -19,10 +19,18 @@ class StepLane:
     """One batch in flight of one replica, simulated step by step."""
 
     def __init__(
-        self, model: ReplicaModel, lane: int, replica: int, record: Record, outstanding: Outstanding, clock: list[float]
+        self,
+        model: ReplicaModel,
+        lane: int,
+        replica: int,
+        record: Record,
+        outstanding: Outstanding,
+        clock: list[float],
+        stages: Stages | None = None,
     ) -> None:
         self.load = LaneLoad()
         self._model = model
+        self._stages = stages
         self._former = BatchFormer(
             BlockManager(model.lane_blocks(lane), model.block_size_tokens),
             max_num_seqs=model.lane_seqs(lane),
@@ -50,17 +58,28 @@ class StepLane:
         """Process all that ends at `until_s` or before, and form all steps that start before `until_s`."""
         while True:
             time_s = self._clock[self._index]
-            if self._step is not None:
+            if self.in_flight:
                 if time_s > until_s:
                     return
-                self._complete(self._step, time_s)
-                self._step = None
+                self.complete(time_s)
             if time_s >= until_s:
                 return
-            self._clock[self._index] = self._form(time_s)
+            self._clock[self._index] = self.form(time_s)
 
-    def _complete(self, step: Step, time_s: float) -> None:
-        record = self._record
+    @property
+    def in_flight(self) -> bool:
+        """Whether a step is under way; the lane's clock is then its end."""
+        return self._step is not None
+
+    @property
+    def further_steps(self) -> int:
+        """A step is formed alone."""
+        return 0
+
+    def complete(self, time_s: float) -> None:
+        """Apply the step that ends now."""
+        record, step, self._step = self._record, self._step, None
+        assert step is not None
         for sequence in self._former.complete(step):
             if sequence.generated_tokens == 1:
                 record.first_s[sequence.id] = time_s
@@ -71,7 +90,7 @@ class StepLane:
                 self._outstanding.replicas[self._replica] -= 1
                 self._outstanding.lanes[self._replica][self._lane] -= 1
 
-    def _form(self, time_s: float) -> float:
+    def form(self, time_s: float) -> float:
         """Start the next step at `time_s`; returns when it ends, or when there may be one to form."""
         record, former, load = self._record, self._former, self.load
         while self._pending and self._pending[0][0] <= time_s:
@@ -89,7 +108,10 @@ class StepLane:
         load.steps += 1
         load.running_peak = max(load.running_peak, len(former.running))
         load.blocks_peak = max(load.blocks_peak, former.blocks.used_blocks)
-        end_s = time_s + self._step_s(step)
+        seconds = self._step_s(step)
+        if self._stages is not None:
+            return self._stages.run(time_s, seconds)
+        end_s = time_s + seconds
         load.busy_s += max(0.0, min(end_s, record.horizon_s) - time_s)
         return end_s
 
@@ -103,10 +125,5 @@ class StepLane:
             decodes=len(step.decodes),
             decode_context=sum(contexts),
             decode_window=0 if window is None else sum(min(context, window) for context in contexts),
-            chunks=len(step.chunks),
-            pairs=sum(chunk_pairs(chunk.tokens, chunk.start) for chunk in step.chunks),
-            window_pairs=0
-            if window is None
-            else sum(chunk_window_pairs(chunk.tokens, chunk.start, window) for chunk in step.chunks),
-            chunk_context=sum(chunk.start for chunk in step.chunks),
+            chunks=[(chunk.tokens, chunk.start) for chunk in step.chunks],
         )

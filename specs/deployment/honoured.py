@@ -72,8 +72,6 @@ def _of_hardware(hardware: HardwareSpec) -> Iterator[Statement]:
     for field in ("dram", "pcie", "nvme"):
         if getattr(hardware.host, field + ("_bytes" if field == "dram" else "_bytes_per_s")) is not None:
             yield f"hardware.host.{field}", "nothing is kept on the host"
-    if hardware.carbon_g_per_kwh is not None:
-        yield "hardware.carbon", "carbon is not counted"
 
 
 def _of_class(path: str, item: TrafficClass) -> Iterator[Statement]:

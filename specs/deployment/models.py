@@ -40,7 +40,7 @@ class ModelSpec(Frozen):
     architecture: str | dict[str, Any]
     weights: tuple[DType, ...] = ()  # empty: as the checkpoint stores them
     kv_cache: tuple[DType, ...] = (DType.BF16,)
-    max_context_tokens: PositiveInt | None = None  # None: as long as the model or the traffic asks for
+    max_context_tokens: PositiveInt | None = None  # None: the longest request, up to a multiple of 1024
     adapters: AdaptersSpec | None = None
     speculative: SpeculativeSpec | None = None
 

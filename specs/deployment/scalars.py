@@ -74,12 +74,12 @@ class Count(Shape[int]):
 
     def read(self, node: Node, at: Place) -> int:
         text = text_of(node, at, self.says)
-        if not re.fullmatch(r"-?(?:0|[1-9][0-9]{0,18})", text, re.ASCII):
+        if not re.fullmatch(r"-?(?:0|[1-9][0-9]*)", text, re.ASCII):
             raise at.error(f"{shown(text)} is not a whole number", self.says)
-        value = int(text)
+        value = float(text)  # of any number of digits, which int() is not
         if not self.low <= value <= self.high:
-            raise at.error(f"{value} is {'too small' if value < self.low else 'absurdly large'}", self.says)
-        return value
+            raise at.error(f"{shown(text)} is {'too small' if value < self.low else 'absurdly large'}", self.says)
+        return int(text)
 
     def schema(self) -> dict[str, Any]:
         return {"type": "integer", "minimum": self.low, "maximum": self.high}

@@ -66,7 +66,10 @@ MODEL_FULL = Record(
         ),
         "kv_cache": Field(OneOrMore(DTYPE), "KV cache type, or the choices left to the planner (default bf16)"),
         "max_context": Field(
-            TOKENS, "longest prompt plus output served (default: what the model allows)", "max_context_tokens"
+            TOKENS,
+            "longest prompt plus output served (default: the longest request of its traffic, rounded up to a multiple "
+            "of 1024, at most what the model allows)",
+            "max_context_tokens",
         ),
         "adapters": Field(ADAPTERS, "LoRA adapters"),
         "speculative": Field(SPECULATIVE, "speculative decoding"),

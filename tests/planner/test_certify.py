@@ -87,6 +87,12 @@ MUTATIONS: list[tuple[str, Any, str]] = [
     ("", with_slots(0, (0, 0)), "group-0: replicas have all their ranks"),
     ("", with_slots(0, (0, 0), (1, 1)), "group-0: tensor-parallel ranks share a node"),
     ("groups/0/cache/memory/weights_bytes", lambda old: old + 10**12, "group-0: the parts of memory fit"),
+    (
+        "groups/0/cache/memory/weights_bytes",
+        lambda old: int(0.98 * old),
+        "group-0: weights of a device are those of the architecture, to 1%",
+    ),
+    ("groups/0/device", "h100-sxm", "group-0: its device is that of its pool"),
     ("groups/0/cache/memory/available_bytes", lambda old: 2 * old, "group-0: available memory is on the device"),
     ("groups/0/cache/num_blocks", lambda old: 2 * old, "group-0: KV blocks fit their memory"),
     ("groups/0/limits/max_model_len", 10**9, "group-0: the longest request fits the cache"),
@@ -142,3 +148,27 @@ def test_a_class_of_one_token_answers_has_no_tpot_to_break() -> None:
     plan = plan_of(traffic=traffic)
     assert plan.predictions.classes[0].tpot_s == {}
     assert broken(plan) == set()
+
+
+def with_memory(plan: Plan, stages: tuple[int, ...], weights_bytes: int) -> Plan:
+    layout = plan.groups[0].layout.model_copy(update={"pipeline_stages": stages})
+    memory = plan.groups[0].cache.memory.model_copy(update={"weights_bytes": weights_bytes})
+    cache = plan.groups[0].cache.model_copy(update={"memory": memory})
+    group = plan.groups[0].model_copy(update={"layout": layout, "cache": cache})
+    return plan.model_copy(update={"groups": (group, *plan.groups[1:])})
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_weights_are_those_of_a_pipeline_stage_with_its_own_copy_of_a_tied_table(good: Plan, stage: int) -> None:
+    """Qwen3-0.6B in bf16 over two ranks: 28 layers of 15.7 M parameters, and a table of 151,936 x 1024 at both ends."""
+    law = "group-0: weights of a device are those of the architecture, to 1%"
+    layers, table = 15_730_432, 151_936 * 1024  # from the published shapes; norms are whole on every rank
+    expected = ((20, 8)[stage] * layers + table) // 2 * 2
+    assert law not in broken(with_memory(good, (20, 8), expected))
+    assert law in broken(with_memory(good, (20, 8), int(expected * 1.03)))
+    assert law in broken(with_memory(good, (20, 7), expected))  # no such cut of 28 layers
+
+
+def test_a_config_that_is_no_model_breaks_the_law_of_weights(good: Plan) -> None:
+    law = "group-0: weights of a device are those of the architecture, to 1%"
+    assert law in broken(changed(good, "architectures/small", {"model_type": "llama"}))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
 import pytest
 from planning import CHAT, L40S, plan_of, spec_of
 
-from planner.optimize.conflict import _merged
+from planner.optimize import conflict as conflicts
+from planner.optimize.conflict import CUT_SHORT, _counts, _merged, first_that_holds
 from specs.errors import NoPlanError
 
 LLAMA = "{small: {architecture: meta-llama/Llama-3.1-8B, weights: bf16}}"
@@ -143,6 +145,44 @@ def test_a_model_that_boots_nowhere_names_the_nearest_miss() -> None:
     assert "GB a device" in error.message
     assert "models.small.architecture: meta-llama/Llama-3.1-405B" in error.conflict[0].replace("Meta-", "")
     assert "hardware.pools: l40s with 8 l40s" in error.conflict
+
+
+@pytest.mark.parametrize("first", range(9))
+def test_bisection_finds_the_first_option_that_holds_in_few_questions(first: int) -> None:
+    options, asked = list(range(8)), []
+
+    def holds(option: int) -> bool:
+        asked.append(option)
+        return option >= first
+
+    assert first_that_holds(options, holds) == (first if first < 8 else None)
+    assert len(asked) <= 4
+    assert first_that_holds((), holds) is None
+
+
+def test_counts_are_tried_one_by_one_and_large_ones_in_steps() -> None:
+    assert _counts(2, 6) == [3, 4, 5]
+    found = _counts(0, 1000)
+    assert found[:20] == list(range(1, 21))
+    assert all(after / before <= 1.05 for before, after in itertools.pairwise(found[20:]))
+
+
+def test_a_search_that_is_cut_short_says_so_and_its_mends_still_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conflicts, "TO_MEND", 0)
+    monkeypatch.setattr(conflicts, "TO_ANSWER", 10)  # enough for one question, not for the whole ladder
+    error = conflict(models=LLAMA, traffic=BUSY, pools=(ONE,))
+    softer = mend_of(error, "traffic[0] chat: slo: {tpot: {p90: ")
+    assert softer.endswith("}}" + CUT_SHORT)
+    softer = softer.removesuffix("}}" + CUT_SHORT)
+    assert plan_of(models=LLAMA, traffic=BUSY.replace("50ms", softer), pools=(ONE,)).groups
+
+
+def test_without_any_simulation_the_statements_are_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TO_FIND", "TO_SLOW", "TO_MEND", "TO_ANSWER"):
+        monkeypatch.setattr(conflicts, name, 0)
+    error = conflict(models=LLAMA, traffic=BUSY, pools=(ONE,))
+    assert "hardware.pools[0] l40s: count: 1" in error.conflict
+    assert error.mends == ()
 
 
 def test_merged_relaxations_keep_each_other_in_one_section() -> None:

@@ -8,10 +8,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cost.bound import optimistic_request_s, optimistic_work_s
-from planner.cost.step_times import StepTimes, chunk_pairs, chunk_window_pairs
+from planner.cost.pieces import ChunkTable, DecodeTable
+from planner.cost.step_times import StepTimes
 
 BUDGET, ROWS = 24, 6
 SECONDS = st.floats(0.0, 2.0)
+
+
+def knots(draw: st.DrawFn, first: int, last: int) -> np.ndarray:
+    between = draw(st.lists(st.integers(first + 1, last - 1), max_size=3, unique=True))
+    return np.array(sorted([first, *between, last]), np.float64)
+
+
+def table_of(draw: st.DrawFn, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    size = len(rows) * len(columns)
+    values = draw(st.lists(SECONDS, min_size=size, max_size=size))
+    return np.array(values).reshape(len(rows), len(columns))
+
+
+@st.composite
+def decode_tables(draw: st.DrawFn) -> DecodeTable | None:
+    if draw(st.booleans()):
+        return None
+    sequences, keys = knots(draw, 1, ROWS), knots(draw, 1, 30)
+    return DecodeTable(sequences, keys, table_of(draw, sequences, keys))
+
+
+@st.composite
+def chunk_tables(draw: st.DrawFn) -> ChunkTable | None:
+    if draw(st.booleans()):
+        return None
+    new, cached = knots(draw, 1, BUDGET), knots(draw, 0, 30)
+    return ChunkTable(new, cached, table_of(draw, new, cached))
 
 
 @st.composite
@@ -33,6 +61,9 @@ def step_times(draw: st.DrawFn) -> StepTimes:
         prefill_context_token_s=draw(SECONDS),
         request_s=0.0,
         lanes=draw(st.integers(1, 3)),
+        decode_table=draw(decode_tables()),
+        decode_window_table=draw(decode_tables()),
+        chunk_table=draw(chunk_tables()),
     )
 
 
@@ -44,7 +75,8 @@ def run_schedule(times: StepTimes, requests: list[tuple[int, int]], data: st.Dat
     while any(done[i] < prompt + output - 1 for i, (prompt, output) in enumerate(requests)):
         active = [i for i, (prompt, output) in enumerate(requests) if done[i] < prompt + output - 1]
         chosen = data.draw(st.lists(st.sampled_from(active), min_size=1, max_size=ROWS, unique=True))
-        tokens = sampled = decodes = context = seen = chunks = pairs = window_pairs = reread = 0
+        tokens = sampled = decodes = context = seen = 0
+        chunks: list[tuple[int, int]] = []
         for i in chosen:
             prompt, _ = requests[i]
             room = BUDGET - tokens
@@ -57,14 +89,11 @@ def run_schedule(times: StepTimes, requests: list[tuple[int, int]], data: st.Dat
                 sampled += 1
             else:
                 new = data.draw(st.integers(1, min(room, prompt - done[i])))
-                chunks, pairs, reread = chunks + 1, pairs + chunk_pairs(new, done[i]), reread + done[i]
-                window_pairs += chunk_window_pairs(new, done[i], window) if window is not None else 0
+                chunks.append((new, done[i]))
                 sampled += done[i] + new == prompt
             tokens += new
             done[i] += new
-        total += times.step_s(
-            tokens, sampled, chunks + decodes, decodes, context, seen, chunks, pairs, window_pairs, reread
-        )
+        total += times.step_s(tokens, sampled, len(chunks) + decodes, decodes, context, seen, chunks)
     return total
 
 
@@ -104,6 +133,6 @@ def test_one_request_by_hand() -> None:
     )
     by_hand = 4 * 1.0 + 2 * 2.0 + 2 * 0.5 + 0.25 + 0.1 * 4 + 0.125 + 0.01 * 6
     assert optimistic_request_s(times, 3, 2) == pytest.approx(by_hand)
-    prefill = times.step_s(3, 1, 1, 0, 0, 0, 1, 6, 0, 0)
-    decode = times.step_s(1, 1, 1, 1, 4, 0, 0, 0, 0, 0)
+    prefill = times.step_s(3, 1, 1, 0, 0, 0, [(3, 0)])
+    decode = times.step_s(1, 1, 1, 1, 4, 0, [])
     assert optimistic_request_s(times, 3, 2) == pytest.approx(prefill + decode)  # alone, the bound is tight

@@ -16,7 +16,7 @@ from planner.graph import as_networkx, launches
 from specs.architecture import Architecture, load_architecture
 from specs.catalog import load_device, load_engine, load_profile
 from specs.document import DType
-from specs.errors import InputError, NotHonouredError
+from specs.errors import InputError
 from specs.plan import Layout
 
 EIGHT, SEVENTY = "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B"
@@ -39,11 +39,11 @@ def times_of(
 
 def decode_s(times: StepTimes, batch: int, context: int) -> float:
     seen = min(context, times.window_tokens or context)
-    return times.step_s(batch, batch, batch, batch, batch * context, batch * seen, 0, 0, 0, 0)
+    return times.step_s(batch, batch, batch, batch, batch * context, batch * seen, [])
 
 
 def prefill_s(times: StepTimes, tokens: int) -> float:
-    return times.step_s(tokens, 1, 1, 0, 0, 0, 1, chunk_pairs(tokens, 0), 0, 0)
+    return times.step_s(tokens, 1, 1, 0, 0, 0, [(tokens, 0)])
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,10 @@ def test_more_work_never_takes_less_time(model: str) -> None:
         for table in (times.tokens_s, times.sampled_s):
             assert table[0] == 0.0
             assert all(later >= earlier for earlier, later in pairwise(table))
-        slopes = (times.decode_context_token_s, times.prefill_pair_s, times.prefill_context_token_s, times.sequence_s)
-        assert all(slope > 0 for slope in slopes)
+        assert min(times.decode_context_token_s, times.prefill_pair_s, times.sequence_s) > 0
+        for batch in (1, 7, 64, 256):
+            decodes = [decode_s(times, batch, context) for context in (1, 100, 129, 1000, 1025, 5000, 40_000)]
+            assert decodes == sorted(decodes)
 
 
 def test_table_lengths_follow_the_limits() -> None:
@@ -118,9 +120,10 @@ def test_table_lengths_follow_the_limits() -> None:
 def test_windowed_layers_have_their_own_slope() -> None:
     times = times_of("openai/gpt-oss-20b", "h100", weights=DType.FP4)
     assert times.window_tokens == 128
-    # every second of 24 layers is windowed, and all are alike
-    assert times.decode_window_token_s == pytest.approx(times.decode_context_token_s)
-    assert times.prefill_window_pair_s == pytest.approx(times.prefill_pair_s)
+    # every second of 24 layers is windowed: a context beyond the window costs it nothing more
+    beyond = [times.decode_s(64, 64 * context, 64 * 128) for context in (4096, 8192, 16384)]
+    assert beyond[2] - beyond[1] == pytest.approx(2 * (beyond[1] - beyond[0]), rel=0.15)
+    assert times.decode_s(64, 64 * 8192, 64 * 128) < 0.8 * times.decode_s(64, 64 * 8192, 64 * 8192)
     plain = times_of(EIGHT)
     assert plain.window_tokens is None
     assert plain.decode_window_token_s == plain.prefill_window_pair_s == 0.0
@@ -129,9 +132,8 @@ def test_windowed_layers_have_their_own_slope() -> None:
 def test_more_ranks_read_less_each() -> None:
     steps = [decode_s(times_of(SEVENTY, "h200", ranks), 16, 1000) for ranks in (2, 4, 8)]
     assert steps == sorted(steps, reverse=True)
-    assert times_of(SEVENTY, "h200", 8).decode_context_token_s == pytest.approx(
-        times_of(SEVENTY, "h200", 2).decode_context_token_s / 4
-    )
+    two, eight = (times_of(SEVENTY, "h200", ranks).decode_s(64, 64 * 16_384, 0) for ranks in (2, 8))
+    assert eight == pytest.approx(two / 4, rel=0.1)
 
 
 def test_tensor_parallelism_over_pcie_pays_for_prefill() -> None:
@@ -151,17 +153,15 @@ def test_stages_add_hand_overs_and_lanes() -> None:
     assert halves.tokens_s[1] - whole.tokens_s[1] == pytest.approx(10e-6 + message)
 
 
-def test_what_is_not_honoured_is_refused_by_name() -> None:
+def test_layouts_and_types_that_do_not_fit_are_refused_by_name() -> None:
     architecture = load_architecture("Qwen/Qwen3-30B-A3B")
     facts, profile, engine = load_device("h100"), load_profile("h100"), load_engine("vllm")
 
     def attempt(layout: Layout, weights: DType = DType.BF16, kv: DType = DType.BF16) -> None:
         step_times(architecture, layout, weights, kv, facts, profile, engine, 8, 8)
 
-    with pytest.raises(NotHonouredError, match="expert parallelism"):
-        attempt(Layout(tensor_parallel=2, pipeline_stages=(48,), expert_parallel=2))
-    with pytest.raises(NotHonouredError, match="attention data parallelism"):
-        attempt(Layout(pipeline_stages=(48,), attention_data_parallel=2))
+    with pytest.raises(InputError, match="spread over 4 of 2 ranks"):
+        attempt(Layout(tensor_parallel=2, pipeline_stages=(48,), expert_parallel=4))
     with pytest.raises(InputError, match="has 48"):
         attempt(Layout(pipeline_stages=(47,)))
     with pytest.raises(InputError, match=r"tensor_parallel 3: .* heads"):
@@ -173,16 +173,16 @@ def test_what_is_not_honoured_is_refused_by_name() -> None:
 
 
 def test_a_call_takes_milliseconds() -> None:
-    """The contract is 20 ms for Llama-70B at a token budget of 16,384; twice that is left for a busy machine."""
+    """20 ms of CPU time (benchmarks/step_speed.py); five times that is left for a busy machine."""
     times_of(SEVENTY, tensor_parallel=4, tokens=16384)
     best = min(_seconds() for _ in range(5))
-    assert best < 0.040
+    assert best < 0.100
 
 
 def _seconds() -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     times_of(SEVENTY, tensor_parallel=4, tokens=16384)
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def test_stages_are_even_for_equal_layers_and_spare_the_last() -> None:

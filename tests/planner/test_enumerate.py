@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from planning import CHAT, H100, L40S, problem_of, spec_of
+from planning import CHAT, H100, L40S, problem_of, spec_of, text_of
 
 from planner.candidates.enumerate import SEQUENCE_LIMITS, sequence_limits
 from planner.problem import Problem, pose
-from specs.deployment import ModelChoices
+from specs.deployment import ModelChoices, parse_deployment
 from specs.errors import InputError
 from specs.plan import Discarded
 
@@ -53,6 +53,30 @@ def test_a_node_holds_the_ranks_of_a_stage() -> None:
     problem = problem_of(rest="choices: {small: {tensor_parallel: [4, 8]}}")
     (found,) = {item.detail for item in dropped(problem, "node") if item.configuration.pipeline_parallel == 1}
     assert found == "TP 8 does not fit a node of 4 l40s"
+
+
+def test_tensor_parallelism_stays_inside_the_fast_domain_whatever_the_pool_calls_a_node() -> None:
+    wide = "{name: wide, device: h100-sxm, count: 16, gpus_per_node: 16}"
+    (found,) = {item.detail for item in dropped(problem_of(pools=(wide,), rest=""), "node")}
+    assert found == "TP 16 leaves the fast domain of 8 h100-sxm"
+
+
+def test_stages_are_joined_by_the_network_where_the_pool_has_small_nodes() -> None:
+    """The pool says what a node is, not the datasheet; and the declared network is what joins nodes."""
+
+    def step_s(gpus_per_node: int, network: str = "") -> float:
+        pool = f"{{name: l40s, device: l40s, count: 8, gpus_per_node: {gpus_per_node}}}"
+        rest = f"choices: {{small: {{tensor_parallel: 1, pipeline_parallel: 2}}}}\n{network}"
+        text = text_of(pools=(pool,), rest=rest)
+        if network:
+            text = text.replace("hardware:\n", f"hardware:\n  network: {network}\n").replace(f"\n{network}\n", "\n")
+        (family,) = pose(parse_deployment(text).spec, ".").families
+        return family.times.tokens_s[64]
+
+    inside, between = step_s(2), step_s(1)
+    assert between > inside + 5e-6  # the network's latency, and what it carries slower than PCIe
+    assert step_s(1, "{latency: 1ms}") == pytest.approx(between + 1e-3 - 5e-6, rel=1e-6)
+    assert step_s(2, "{latency: 1ms}") == inside
 
 
 def test_stages_across_nodes_fill_whole_nodes_with_whole_stages() -> None:

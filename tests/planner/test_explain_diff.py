@@ -6,6 +6,7 @@ import pytest
 from planning import CHAT, H100, L40S, plan_of
 
 from planner.diff import diff
+from planner.discards import discarded_configurations
 from planner.explain import explain, nearest_misses
 from planner.problem import Problem, pose
 from specs.deployment import DeploymentSpec
@@ -47,6 +48,20 @@ def test_no_configuration_that_was_simulated_is_called_unsimulated(plan: Plan) -
             assert item.configuration.max_num_seqs == 0
         elif item.reason in ("cost", "tie"):
             assert "(simulated)" in item.detail
+
+
+def test_the_limits_shown_are_those_that_the_quoted_failure_had(problem: Problem) -> None:
+    master = problem.master()
+    decision = master.decide()
+    assert decision is not None
+    quoted = {item.configuration.model_dump_json() for item in discarded_configurations(problem, master, decision)}
+    failed = [bracket for bracket in master.brackets.values() if bracket.failure is not None and bracket.upper > 0]
+    chosen = {item.column.family.key for item in decision.bought}
+    assert failed
+    for bracket in failed:
+        if bracket.family.key not in chosen and bracket.failure is not None:
+            limits = bracket.failure.variant.limits
+            assert bracket.family.configuration(limits).model_dump_json() in quoted
 
 
 def test_nearest_misses_come_in_order_one_for_each_layout(plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from planning import CHAT, H100, L40S, plan_of, problem_of, spec_of, text_of
 
@@ -227,6 +228,92 @@ def test_figures_that_are_no_rate_or_time_are_refused(plans: dict[str, Plan], ba
 def test_one_trace_cannot_replace_two_classes(plans: dict[str, Plan], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 request classes"):
         simulate_plan(plans["classes"], tmp_path, trace=tmp_path / "t.csv")
+
+
+def test_a_small_cache_is_told() -> None:
+    """An L4 keeps about 32,000 tokens beside Llama 8B: not twice a request of 20,000, and few of 4,500."""
+    l4 = ("{name: l4, device: l4, count: 1, gpus_per_node: 1, price: $1/h, rent: gpu}",)
+    model = "{small: meta-llama/Llama-3.1-8B}"
+
+    def notes(prompt: int) -> str:
+        traffic = CHAT.replace("4/s", "1/min").replace("500", str(prompt)).replace("{p90: 1s}", "{p90: 60s}")
+        traffic = traffic.replace("50ms", "200ms")
+        return " ".join(plan_of(models=model, pools=l4, traffic=traffic).predictions.notes)
+
+    assert "times the longest request" in notes(20_000)
+    assert "times the longest request" not in notes(4500)
+    assert "the cache, not the seats" in notes(4500)
+    assert "KV cache" not in notes(200)
+
+
+def test_a_million_tokens_cost_what_the_mean_traffic_makes_them(tmp_path: Path) -> None:
+    """Twenty quiet minutes around ten busy ones: the price of a token is not that of the busy ones."""
+    times = [*np.arange(0, 600, 2.0), *np.arange(600, 1200, 0.5), *np.arange(1200, 1800, 2.0)]
+    rows = "".join(f"{time},100,20\n" for time in times)
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    traffic = "  - {name: chat, model: small, trace: {file: t.csv}, slo: {ttft: {p90: 1s}}}\n"
+    plan = make_plan(parse_deployment(text_of(traffic=traffic)).spec, tmp_path)
+    assert plan.predictions.classes[0].rate_per_s == pytest.approx(2.0, rel=0.01)
+    mean_rate = (len(times) - 1) / times[-1]  # 1/s
+    assert plan.cost.usd_per_hour is not None
+    assert plan.cost.usd_per_million_tokens == pytest.approx(
+        plan.cost.usd_per_hour / (mean_rate * 120 * 3600) * 1e6, rel=1e-6
+    )
+
+
+def test_past_saturation_what_is_served_is_told_and_the_verdict_says_so(plans: dict[str, Plan]) -> None:
+    plan = plans["llama"]
+    busy, flooded = (simulate_plan(plan, ".", rate_per_s=rate, seconds=120.0) for rate in (25.0, 500.0))
+    assert busy["verdict"]["saturated"] is False
+    assert flooded["verdict"]["saturated"] is True
+    assert flooded["verdict"]["text"].startswith("saturated: ")
+    assert not flooded["verdict"]["holds"]
+    offered = flooded["simulated_requests"] * 60 / flooded["window_s"]
+    served = sum(group["output_tokens_per_s"] for group in flooded["groups"])
+    assert served < 0.8 * offered
+    assert sum(group["output_tokens_per_s"] for group in busy["groups"]) == pytest.approx(
+        busy["simulated_requests"] * 60 / busy["window_s"], rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"max_num_batched_tokens": 8}, "max_num_batched_tokens must reach max_num_seqs"),
+        ({"max_num_seqs": 10_000}, "max_num_batched_tokens must reach max_num_seqs"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_an_input_error(
+    plans: dict[str, Plan], change: dict[str, int], says: str
+) -> None:
+    plan = plans["plain"]
+    group = plan.groups[0]
+    edited = plan.model_copy(
+        update={"groups": (group.model_copy(update={"limits": group.limits.model_copy(update=change)}),)}
+    )
+    with pytest.raises(InputError, match=says) as caught:
+        simulate_plan(edited, ".")
+    assert caught.value.field == "groups[0]"
+
+
+def test_another_trace_may_have_another_format(plans: dict[str, Plan], tmp_path: Path) -> None:
+    azure = tmp_path / "azure.csv"
+    rows = "".join(f"2024-01-01 00:00:{second:02d}.000000,300,20\n" for second in range(60))
+    azure.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    found = simulate_plan(plans["plain"], tmp_path, trace=azure, trace_format="azure")
+    assert (found["simulated_requests"], found["window_s"]) == (60, 59.0)
+    lengths = tmp_path / "lengths.csv"
+    lengths.write_text("num_prefill_tokens,num_decode_tokens\n300,20\n")
+    drawn = simulate_plan(plans["plain"], tmp_path, trace=lengths, trace_format="sharegpt")  # at the plan's 4/s
+    assert drawn["simulated_requests"] / drawn["window_s"] == pytest.approx(4, rel=0.1)
+    with pytest.raises(InputError, match="no trace is given"):
+        simulate_plan(plans["plain"], tmp_path, trace_format="azure")
+
+
+def test_recorded_times_are_stretched_to_a_rate(plans: dict[str, Plan], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(TRACE)  # 4/s
+    found = simulate_plan(plans["plain"], tmp_path, trace=tmp_path / "t.csv", rate_per_s=8.0)
+    assert found["simulated_requests"] / found["window_s"] == pytest.approx(8, rel=0.01)
 
 
 def test_a_rate_rescales_all_classes(plans: dict[str, Plan]) -> None:

@@ -45,11 +45,43 @@ def family_of(problem: Problem, pool: str = "l40s", tensor: int = 1) -> Family:
 
 
 def test_the_ladder_by_hand() -> None:
-    assert ladder(2.3, 5)[:3] == [Rung(3, 1.0), Rung(4, 1.0), Rung(5, 1.0)]
-    assert ladder(2.3, 5)[3] == Rung(5, 0.95)
+    # 3 replicas could bear 3 / 2.3 = 1.30 times the demand
+    assert ladder(2.3, 5)[:4] == [Rung(3, 1.25), Rung(3, 1.0), Rung(4, 1.0), Rung(5, 1.0)]
+    assert ladder(2.3, 5)[4] == Rung(5, 0.95)
     assert ladder(2.0, 5)[0] == Rung(2, 1.0)
+    assert [rung.share for rung in ladder(0.3, 1)[:6]] == [3.0, 2.5, 2.0, 1.75, 1.5, 1.25]
+    assert ladder(0.1, 1)[0] == Rung(1, 4.0)
     assert ladder(10.0, 2) == [Rung(2, share) for share in (0.2, 0.15, 0.1, 0.05)]  # 2 / 10 at most
     assert ladder(3.0, 0) == []
+
+
+def test_a_multiple_of_the_demand_is_the_same_requests_in_less_time(problem: Problem) -> None:
+    pricer = pricer_of(problem)
+    whole, double = pricer.part(("chat",), 1.0), pricer.part(("chat",), 2.0)
+    assert double.arrival_s.tolist() == (whole.arrival_s / 2).tolist()
+    assert double.horizon_s == whole.horizon_s / 2
+    assert double.prompt_tokens.tolist() == whole.prompt_tokens.tolist()
+
+
+def test_a_replica_that_carries_a_multiple_of_the_demand_is_priced_so() -> None:
+    """Otherwise two small replicas would count for twice the headroom of one large one, however little they bear."""
+    problem = problem_of(models="{small: meta-llama/Llama-3.1-8B}", pools=(H100,), traffic=CHAT.replace("4/s", "2/s"))
+    pricer = pricer_of(problem)
+    one, two = (pricer.bracket(family_of(problem, "h100", tensor), ("chat",)) for tensor in (1, 2))
+    for bracket in (one, two):
+        while not bracket.closed:
+            pricer.narrow(bracket)
+    assert two.lower >= one.lower > 2
+
+
+def test_without_objectives_a_price_costs_no_simulation() -> None:
+    problem = problem_of(traffic=CHAT[: CHAT.index("    slo")])
+    pricer = pricer_of(problem)
+    bracket = pricer.bracket(family_of(problem), ("chat",))
+    while not bracket.closed:
+        pricer.narrow(bracket)
+    assert bracket.lower > 0
+    assert pricer.simulations == 0
 
 
 @given(load=st.floats(0.001, 50), most=st.integers(1, 40))
@@ -126,12 +158,13 @@ def test_a_bracket_closes_and_its_bounds_never_cross(problem: Problem, pool: str
         assert pricer.trial(bracket.variant, bracket.rungs[bracket.passed], ("chat",)).passed
 
 
-def test_a_limit_that_no_step_keeps_is_settled_by_one_rung() -> None:
+def test_a_limit_that_no_step_keeps_is_settled_without_a_simulation() -> None:
     problem = problem_of(traffic=CHAT.replace("50ms", "1ms"))
     pricer, family = pricer_of(problem), family_of(problem)
     assert pricer.hopeless(family, ("chat",))
     bracket = pricer.bracket(family, ("chat",))
     pricer.narrow(bracket)
+    assert pricer.simulations == 0
     assert bracket.closed
     assert bracket.upper == 0.0
     assert bracket.failure is not None

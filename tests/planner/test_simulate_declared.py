@@ -141,6 +141,56 @@ def test_what_is_not_simulated_is_refused(tmp_path: Path) -> None:
         declared_workload(spec(drawn("t", rate=1e-9)), tmp_path, seconds=10)
 
 
+def test_a_rare_class_gets_a_longer_window(tmp_path: Path) -> None:
+    rare = drawn("rare", rate=0.5)
+    workload, (window,) = declared_workload(spec(rare), tmp_path, least_requests=1000)
+    assert workload.horizon_s == window.end_s == 2000
+    assert len(workload) == pytest.approx(1000, abs=100)
+    plenty, _ = declared_workload(spec(drawn("often", rate=5.0)), tmp_path, least_requests=1000)
+    assert plenty.horizon_s == 600
+    rarest, _ = declared_workload(spec(drawn("rarest", rate=1 / 3600)), tmp_path, least_requests=1000)
+    assert rarest.horizon_s == 7 * 86_400  # a week and no more
+
+
+def test_a_longer_window_holds_all_classes_and_no_more_than_a_simulation_can_bear(tmp_path: Path) -> None:
+    workload, windows = declared_workload(
+        spec(drawn("often", rate=20.0), drawn("rare", rate=0.5)), tmp_path, least_requests=1000
+    )
+    assert {window.end_s for window in windows} == {workload.horizon_s}
+    assert workload.horizon_s == pytest.approx(20_000 / 20.5)
+    heavy, _ = declared_workload(
+        spec(drawn("often", rate=100.0), drawn("rare", rate=0.5)), tmp_path, least_requests=1000
+    )
+    assert heavy.horizon_s == 600
+
+
+def test_a_longer_window_ends_with_the_trace(tmp_path: Path) -> None:
+    write_trace(tmp_path)
+    trace = TrafficClass(name="t", model="m", trace=TraceSpec(file="t.csv", rate_per_s=0.25))  # 200 requests, 796 s
+    workload, windows = declared_workload(spec(trace, drawn("rare", rate=0.5)), tmp_path, least_requests=1000)
+    assert workload.horizon_s == pytest.approx(796)
+    assert windows[0].requests == 200
+
+
+def test_the_mean_traffic_is_that_of_the_whole_source(tmp_path: Path) -> None:
+    write_trace(tmp_path)  # 2/s, prompts 100 .. 299
+    trace = TrafficClass(name="t", model="m", trace=TraceSpec(file="t.csv"))
+    _, (window,) = declared_workload(spec(trace), tmp_path, seconds=10)  # the longest prompts come last
+    assert window.mean_prompt_tokens_per_s == pytest.approx(2 * 199.5)
+    assert window.mean_output_tokens_per_s == pytest.approx(2 * np.mean([1 + index % 7 for index in range(200)]))
+    fixed = drawn("f", rate=3.0, prompt=FixedLength(tokens=7))
+    _, (window,) = declared_workload(spec(fixed), tmp_path, seconds=10)
+    assert window.mean_prompt_tokens_per_s == pytest.approx(21)
+
+
+@pytest.mark.parametrize("rows", ["0,10,1\n", "3,10,1\n3,10,1\n"])
+def test_requests_of_one_moment_are_no_traffic(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    with pytest.raises(InputError, match="come at one moment") as caught:
+        declared_workload(spec(TrafficClass(name="t", model="m", trace=TraceSpec(file="t.csv"))), tmp_path)
+    assert caught.value.field == "traffic[0].trace.file"
+
+
 def test_objectives_by_class() -> None:
     slo = SLO(percentiles=(PercentileLimit(metric="ttft", percentile=90, limit_s=1.0),))
     traffic = (drawn("a").model_copy(update={"slo": slo}), drawn("b"))

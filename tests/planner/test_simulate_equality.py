@@ -19,7 +19,8 @@ def replica_models(draw: st.DrawFn) -> ReplicaModel:
     seats = draw(st.integers(1, 12))
     budget = draw(st.integers(seats, 200))
     window = draw(st.none() | st.integers(1, 80))
-    lanes = draw(st.integers(1, 3))
+    lanes = draw(st.integers(1, 4))
+    stages = draw(st.none() | st.just(random.random(lanes) + 0.1))
     block = draw(st.sampled_from([1, 2, 3, 8, 16, 64]))
     scale = draw(st.sampled_from([0.0, 1e-5, 1e-3]))  # contexts matter not at all, a little, most
     slopes = random.random(9) * scale
@@ -38,6 +39,7 @@ def replica_models(draw: st.DrawFn) -> ReplicaModel:
             prefill_context_token_s=float(slopes[6]),
             request_s=draw(st.sampled_from([0.0, 0.0037, 0.4])),
             lanes=lanes,
+            stage_shares=() if stages is None else tuple((stages / stages.sum()).tolist()),
         ),
         limits=Limits(max_num_seqs=seats, max_num_batched_tokens=budget, max_model_len=draw(st.integers(60, 400))),
         num_blocks=lanes * draw(st.integers(1, 40)) * max(1, 64 // block),

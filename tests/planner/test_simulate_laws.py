@@ -26,6 +26,7 @@ def replica(
     lanes: int = 1,
     request_s: float = 0.0,
     flat_s: float | None = None,
+    stage_shares: tuple[float, ...] = (),
 ) -> ReplicaModel:
     """Step times of round numbers: 1 s + 0.1 s a token, a decode's context 1 ms a token, and so on. Or all flat."""
     some = 0.0 if flat_s is not None else 1.0
@@ -44,6 +45,7 @@ def replica(
             prefill_context_token_s=some * 0.05,
             request_s=request_s,
             lanes=lanes,
+            stage_shares=stage_shares,
         ),
         limits=Limits(max_num_seqs=seats, max_num_batched_tokens=budget, max_model_len=100_000),
         num_blocks=blocks,
@@ -108,12 +110,57 @@ def test_requests_of_one_moment_share_the_first_step(exact: bool) -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_pipeline_lanes_run_side_by_side(exact: bool) -> None:
-    """Two lanes with one seat each: two requests at once, the third waits for the emptier lane."""
+def test_pipeline_lanes_follow_each_other_through_the_stages(exact: bool) -> None:
+    """Two lanes of one seat, steps of 1 s in two stages: lane 1 enters when lane 0 leaves the first stage, at 0.5 s."""
     model = replica(seats=2, lanes=2, flat_s=1.0)
     result = simulate(model, workload([(0.0, 4, 3), (0.0, 4, 2), (0.0, 4, 1), (0.0, 4, 1)]), exact=exact)
-    assert result.e2e_s.tolist() == [3.0, 2.0, 4.0, 3.0]
+    assert result.e2e_s.tolist() == [3.0, 2.5, 4.0, 3.5]
     assert result.groups[0].running_peak == 2
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_heavy_second_stage_holds_the_next_batch_up(exact: bool) -> None:
+    """Steps of 1 s, a quarter of it in the first stage: lane 1 enters at 0.25, its second stage begins at 1."""
+    model = replica(seats=2, lanes=2, flat_s=1.0, stage_shares=(0.25, 0.75))
+    result = simulate(model, workload([(0.0, 4, 2), (0.0, 4, 2)]), exact=exact)
+    assert result.ttft_s.tolist() == [1.0, 1.75]
+    assert result.e2e_s.tolist() == [2.5, 3.25]  # lane 0 is back at 1.0, through stage 1 at 1.25, stage 2 free at 1.75
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_lane_that_waits_for_the_first_stage_takes_in_what_arrives_meanwhile(exact: bool) -> None:
+    """Lane 0 holds the first stage until 0.5; of the pair at 0.1 the second goes to lane 1 and shares its step."""
+    model = replica(seats=4, lanes=2, flat_s=1.0)
+    result = simulate(model, workload([(0.0, 4, 1), (0.0, 4, 1), (0.1, 4, 1), (0.1, 4, 1), (0.4, 4, 1)]), exact=exact)
+    assert result.ttft_s.tolist() == pytest.approx([1.0, 1.5, 1.9, 1.4, 1.6])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.lists(st.floats(0.05, 1.0), min_size=4, max_size=4),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_a_pipeline_is_never_faster_than_its_heaviest_stage(
+    lanes: int, weights: list[float], output: int, exact: bool
+) -> None:
+    """A saturated replica ends at most one step per time of its heaviest stage, however many lanes it has."""
+    shares = tuple(weight / sum(weights[:lanes]) for weight in weights[:lanes])
+    model = replica(seats=2 * lanes, lanes=lanes, flat_s=1.0, stage_shares=shares)
+    result = simulate(model, workload([(0.0, 4, output)] * (6 * lanes)), exact=exact)
+    least_s = result.groups[0].steps * max(shares)
+    assert result.end_s >= least_s - 1e-9
+    assert result.end_s >= 3 * output - 1e-9  # each lane runs its three pairs of requests one after the other
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4])
+def test_equal_stages_are_kept_full(lanes: int, exact: bool) -> None:
+    """Three pairs of requests of 5 tokens a lane, steps of 1 s: 15 s, and the last lane enters (S - 1) / S s later."""
+    model = replica(seats=2 * lanes, lanes=lanes, flat_s=1.0)
+    result = simulate(model, workload([(0.0, 4, 5)] * (6 * lanes)), exact=exact)
+    assert result.end_s == pytest.approx(15 + (lanes - 1) / lanes)
 
 
 @pytest.mark.parametrize("exact", [True, False])

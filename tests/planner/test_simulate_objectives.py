@@ -121,6 +121,14 @@ def test_a_saturated_fleet_ends_early_with_a_short_queue() -> None:
     assert (early.group_index == -1).sum() > 3000
 
 
+def test_an_end_to_end_limit_is_refuted_before_anything_has_finished() -> None:
+    """250 tokens take five seconds at the least: after two, a request is late whenever it ends."""
+    load = Workload(("a",), np.zeros(8, np.int64), np.arange(8) * 0.5, np.full(8, 10), np.full(8, 250))
+    early = run(load, {"a": percentile_slo("e2e", 90, 2.0)})
+    assert early.refuted_early == "a: p90 E2E <= 2 s"
+    assert np.isnan(early.e2e_s).all()
+
+
 def test_percentile_and_verdict_agree() -> None:
     load = random_workload(5, 400, 8.0)
     result = run(load)
@@ -155,7 +163,7 @@ def test_attainment_counts_requests_that_meet_all() -> None:
 def test_summary_is_plain_json() -> None:
     load = random_workload(7, 100, 5.0)
     summary = result_summary(run(load), load, {"a": percentile_slo("ttft", 90, 10.0)})
-    assert summary["verdict"] == {"holds": True, "text": "every objective holds"}
+    assert summary["verdict"] == {"holds": True, "saturated": False, "text": "every objective holds"}
     assert summary["classes"][0]["attainment"]["share"] == 1.0
     assert "attainment" not in summary["classes"][1]
     assert summary["classes"][0]["ttft_s"]["p90"] <= summary["classes"][0]["ttft_s"]["p99"]

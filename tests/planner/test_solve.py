@@ -222,3 +222,10 @@ def test_a_tiny_load_still_needs_a_replica() -> None:
     """1e-5 replicas of work is far above the solver's tolerance; the demand is not carried by nothing."""
     data = replace(EASY, columns=(), families=(OptimisticFamily("f", "m", "p", 2, (("chat", 1e-5),)),))
     assert (solve(data).value, solve(data).replicas) == (2.0, {"f": 1})
+
+
+def test_of_equal_plans_the_one_whose_rented_devices_work_is_taken() -> None:
+    """A node of 8 is paid for; one replica of 4 and one of 8 carry the most headroom that counts alike."""
+    pool = Pool("p", 8, 8, 1.0, "node")
+    columns = (Column("small", "m", "p", 4, (("chat", 4.0),)), Column("large", "m", "p", 8, (("chat", 4.0),)))
+    assert solve(Programme((pool,), columns, (), ("chat",), "cost"), ties="all").replicas == {"large": 1}

@@ -1,0 +1,78 @@
+"""Mean watts of a device that serves known requests: dynamic joules of their operations, plus running and idle time.
+
+FLOPs and bytes of attention add up over requests whatever the schedule is; all else depends on how many tokens share a
+step, and is taken at the mean step of the run. Both are exact for steps of one size; routed experts, whose traffic is
+concave in the tokens of a step, come out a little high.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.energy import bounded_joules, dynamic_joules, mean_power_w
+from planner.cost.operations import Cost, Operation, StepShape
+from planner.cost.roofline import compute_dtype
+from specs.document import DType
+from specs.profile import DeviceFacts, PowerProfile
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one replica did: `prompt_tokens` and `output_tokens` by request, in `steps` steps."""
+
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    steps: float
+    busy_s: float  # inside `horizon_s`
+    horizon_s: float
+
+
+def serving_power_w(
+    operations: tuple[Operation, ...],
+    stages: int,
+    window: int | None,
+    served: Served,
+    device: DeviceFacts,
+    power: PowerProfile,
+    power_cap_w: float | None = None,
+) -> float:
+    """Mean watts of one device of a replica over `horizon_s`. `window`: of windowed layers.
+
+    `operations` are those of one rank of all `stages`: a device of a pipeline runs its part of them.
+    """
+    if not len(served.prompt_tokens) or served.steps <= 0:
+        return mean_power_w(0.0, 0.0, served.horizon_s, device)
+    prompts, outputs = served.prompt_tokens.astype(np.float64), served.output_tokens.astype(np.float64)
+    decodes = outputs - 1.0
+    one = np.ones(1)
+    mean = StepShape.of(
+        decodes=decodes.sum() / served.steps,
+        keys=1.0,
+        chunks=len(prompts) / served.steps,
+        new=prompts.mean(),
+    )
+    own_prompt = StepShape.of(chunks=one, new=prompts)
+    own_decodes = StepShape.of(decodes=one, keys=prompts + outputs / 2.0, window=window)
+    total = 0.0
+    for operation in operations:
+        if operation.kind == "attention":
+            joules = _joules(operation, own_prompt, device, power).sum()
+            joules += (_joules(operation, own_decodes, device, power) * decodes).sum()
+        else:
+            joules = _joules(operation, mean, device, power).sum() * served.steps
+        total += float(joules) * operation.count / stages
+    busy = float(bounded_joules(total, served.busy_s, device, power, power_cap_w))
+    return mean_power_w(busy, min(served.busy_s, served.horizon_s), served.horizon_s, device)
+
+
+def _joules(operation: Operation, shape: StepShape, device: DeviceFacts, power: PowerProfile) -> NDArray[np.float64]:
+    cost: Cost = operation.measure(shape)
+    if operation.kind == "collective":  # its bytes go over links, whose power is not known
+        return np.zeros_like(cost.bytes)
+    dtype = compute_dtype(operation.dtype, device)
+    if operation.kind in ("attention", "elementwise", "scan") or dtype not in device.flops:
+        dtype = DType.BF16 if DType.BF16 in device.flops else DType.FP16
+    return dynamic_joules(cost.flops, cost.bytes, device, power, dtype)

@@ -1,0 +1,79 @@
+"""Where the time of a point goes: by phase (the first token, every further one) and by operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.operations import StepShape
+from planner.estimate.points import Deployment, Point
+from planner.estimate.protocol import protocol_of
+from planner.estimate.replica import simulate_point, work_of
+from planner.estimate.step import scaled
+from specs.profile import EngineProfile
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line: an operator with how often it runs in a step, or a cost of the engine (`count` 0)."""
+
+    name: str
+    kind: str
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Parts of one step and what they add up to; `total_s` is the simulated mean that the phase belongs to."""
+
+    name: str
+    parts: tuple[Part, ...]
+    total_s: float
+
+    @property
+    def rest_s(self) -> float:
+        """What the parts do not explain: waiting for others."""
+        return self.total_s - sum(part.seconds for part in self.parts)
+
+
+def explain_point(point: Point, deployment: Deployment, engine: EngineProfile) -> tuple[Phase, Phase]:
+    """The phases of a point: one prompt alone, and a decode step of the mean batch at its mean context.
+
+    What waits is the rest of each: a request for the steps before its own, a further token for the prompts that share
+    its steps. Raises `InputError` where the point cannot be predicted.
+    """
+    protocol = protocol_of(point.isl, point.osl, point.concurrency, engine.name)
+    latency = simulate_point(point, deployment, engine, protocol)
+    prompt = point.isl * (protocol.prompt_low + protocol.prompt_high) / 2
+    output = point.osl * (protocol.output_low + protocol.output_high) / 2
+    clients = point.concurrency / deployment.pipeline_parallel
+    decoding = output * latency.tpot_s / (latency.ttft_s + output * latency.tpot_s)
+    sequences = float(max(1, round(clients * decoding)))
+    window = deployment.architecture.window_tokens
+    decode = StepShape.of(decodes=sequences, keys=prompt + output / 2, window=window)
+    prefill = StepShape.of(chunks=1.0, new=prompt)
+    first = (
+        Part("request to the scheduler", "engine", 0, engine.request_overhead_s + engine.request_serial_s),
+        Part("step on the CPU", "engine", 0, engine.step_overhead_s + engine.prefill_step_s),
+    )
+    further = (Part("step on the CPU", "engine", 0, engine.step_overhead_s + engine.sequence_overhead_s * sequences),)
+    return (
+        Phase("first token", (*first, *_operators(deployment, engine, prefill, prefills=True)), latency.ttft_s),
+        Phase("further token", (*further, *_operators(deployment, engine, decode, prefills=False)), latency.tpot_s),
+    )
+
+
+def _operators(deployment: Deployment, engine: EngineProfile, shape: StepShape, prefills: bool) -> tuple[Part, ...]:
+    """Operators of one step, longest first; those of a name together."""
+    found: dict[tuple[str, str], tuple[int, float]] = {}
+    for operation in work_of(deployment, engine).operations:
+        kind = "prefill_attention" if prefills and operation.kind == "attention" else operation.kind
+        seconds = operation.count * float(np.ravel(operation.measure(shape).seconds)[0])
+        seconds = float(scaled(engine.kernels, kind, shape.tokens, np.array([seconds]))[0])
+        if seconds > 0.0:
+            count, before = found.get((operation.name, operation.kind), (0, 0.0))
+            found[operation.name, operation.kind] = (count + operation.count, before + seconds)
+    parts = [Part(name, kind, count, seconds) for (name, kind), (count, seconds) in found.items()]
+    return tuple(sorted(parts, key=lambda part: -part.seconds))

@@ -1,0 +1,74 @@
+"""What is known of everything that a spec names: architectures, devices as their pool has them, profiles, engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from specs.architecture import Architecture, load_architecture
+from specs.catalog import load_device, load_engine, load_profile
+from specs.deployment import DeploymentSpec, NetworkSpec, PoolSpec
+from specs.errors import InputError
+from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device as it is here: its true memory, and the profile that `capstan calibrate` fitted to it."""
+
+    device: DeviceFacts
+    profile: DeviceProfile
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the catalogue (or the machine) says about everything a spec names, loaded once."""
+
+    architectures: dict[str, Architecture]  # by model
+    devices: dict[str, DeviceFacts]  # by the pools' device names, as the datasheet says
+    profiles: dict[str, DeviceProfile]  # by the pools' device names
+    engines: dict[str, EngineProfile]
+    network: NetworkSpec
+
+    def device_of(self, pool: PoolSpec) -> DeviceFacts:
+        """The device as it stands in `pool`."""
+        return in_pool(self.devices[pool.device], pool, self.network)
+
+
+def in_pool(device: DeviceFacts, pool: PoolSpec, network: NetworkSpec) -> DeviceFacts:
+    """The device in the nodes of `pool`, behind the declared network between them; as the datasheet says elsewhere."""
+    declared = {"nic_bytes_per_s": network.bandwidth_bytes_per_s, "network_latency_s": network.latency_s}
+    stated = {name: value for name, value in declared.items() if value is not None}
+    return device.model_copy(update={"gpus_per_node": pool.gpus_per_node, **stated})
+
+
+def load_facts(spec: DeploymentSpec, base_dir: str | Path, machine: Machine | None = None) -> Facts:
+    """Architectures, devices, profiles and engines that the spec names; errors name the statement."""
+    architectures = {}
+    for name, model in spec.models.items():
+        with _at(f"models.{name}.architecture"):
+            architectures[name] = load_architecture(model.architecture, base_dir=Path(base_dir))
+    devices, profiles = {}, {}
+    for index, pool in enumerate(spec.hardware.pools):
+        with _at(f"hardware.pools[{index}].device"):
+            device, profile = load_device(pool.device), load_profile(pool.device)
+            if machine is not None and machine.device.name == device.name:
+                device, profile = machine.device, machine.profile
+            devices[pool.device], profiles[pool.device] = device, profile
+    engines: dict[str, EngineProfile] = {name: load_engine(name) for name in spec.choices.engine}
+    return Facts(architectures, devices, profiles, engines, spec.hardware.network)
+
+
+class _at:  # noqa: N801 - reads as a phrase: `with _at("models.chat")`
+    """Puts the statement's path in front of errors that the catalogue raises."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, InputError):
+            error.message = error.message if error.field is None else f"{error.field}: {error.message}"
+            error.field = self.field
