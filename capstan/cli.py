@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ParamSpec
@@ -30,6 +31,7 @@ app = typer.Typer(
 SpecArgument = Annotated[Path, typer.Argument(help="deployment spec (YAML)", metavar="SPEC")]
 PlanArgument = Annotated[Path, typer.Argument(help="plan.json written by `capstan plan`", metavar="PLAN")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, nothing else")]
+ProfileOption = Annotated[Path | None, typer.Option(help="profile of a device, written by `capstan calibrate`")]
 SeedOption = Annotated[int, typer.Option(min=0, help="seed of drawn arrivals and lengths")]
 Parameters = ParamSpec("Parameters")
 
@@ -67,12 +69,13 @@ def plan(
     spec: SpecArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="where the plan is written")] = Path("plan.json"),
     seed: SeedOption = 0,
+    profile: ProfileOption = None,
     json: JsonOption = False,
 ) -> None:
     """Choose a plan, certify and simulate it; print the decision and write plan.json."""
     from capstan.commands.plan import run_plan
 
-    run_plan(spec, output, seed, json)
+    run_plan(spec, output, seed, json, profile)
 
 
 @app.command(rich_help_panel="Plan", epilog="Example:  capstan explain plan.json")
@@ -84,14 +87,14 @@ def explain(plan: PlanArgument, json: JsonOption = False) -> None:
     run_explain(plan, json)
 
 
-@app.command(rich_help_panel="Plan", epilog="Example:  capstan diff plan-old.json plan-new.json")
+@app.command(rich_help_panel="Plan", epilog="Example:  capstan diff plan.json other.json")
 @ends_with_code
 def diff(
     old: Annotated[Path, typer.Argument(help="the plan to compare from", metavar="OLD")],
     new: Annotated[Path, typer.Argument(help="the plan to compare to", metavar="NEW")],
     json: JsonOption = False,
 ) -> None:
-    """What differs between two plans."""
+    """What differs between two plans, such as those of a spec before and after a change."""
     from capstan.commands.diff import run_diff
 
     run_diff(old, new, json)
@@ -99,14 +102,20 @@ def diff(
 
 @app.command(
     rich_help_panel="Plan",
-    epilog="Example:  capstan simulate plan.json --rate 25  (what happens at a quarter more traffic)",
+    epilog="Example:  capstan simulate plan.json --rate 25  # a quarter more traffic than chat-70b declares",
 )
 @ends_with_code
 def simulate(
     plan: PlanArgument,
     trace: Annotated[Path | None, typer.Option(help="another trace for the plan's traffic (one class)")] = None,
+    trace_format: Annotated[
+        str | None,
+        typer.Option("--format", help="of --trace: csv | azure | mooncake | sharegpt; else as the plan's own"),
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="requests/s that every class is rescaled to, in total")] = None,
-    seconds: Annotated[float, typer.Option(help="length of the busiest window that is simulated")] = 600.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="length of the busiest window that is simulated; else as it was planned")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="another seed of drawn arrivals and lengths")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="step by step instead of by event jumps")] = False,
     json: JsonOption = False,
@@ -114,7 +123,7 @@ def simulate(
     """Simulate a plan: percentiles, attainment, utilisation."""
     from capstan.commands.simulate import run_simulate
 
-    run_simulate(plan, trace, rate, seconds, seed, exact, json)
+    run_simulate(plan, trace, trace_format, rate, seconds, seed, exact, json)
 
 
 @app.command(rich_help_panel="Deploy", epilog="Example:  capstan export plan.json --to vllm -o deploy/")
@@ -196,7 +205,10 @@ def catalog(
 
 @app.command(
     rich_help_panel="Run",
-    epilog="Example:  capstan compile plan.json -o bundle/ --target sm_90,gfx942",
+    epilog=(
+        "Example:  capstan compile compiled.json -o bundle/ --target sm_90,gfx942  "
+        "# after: capstan plan specs/examples/chat-70b-compiled.yaml -o compiled.json"
+    ),
 )
 @ends_with_code
 def compile(
@@ -254,39 +266,73 @@ def up(
 
 @app.command(
     rich_help_panel="Plan",
-    epilog="Example:  capstan estimate --operators gemm_perf.parquet --device h100_sxm -o predicted.csv",
+    epilog=(
+        "Examples:\n\n  capstan estimate points.csv -o predicted.csv --explain 1\n\n"
+        "  capstan estimate --operators gemm_perf.parquet --device h100_sxm -o predicted.csv"
+    ),
 )
 @ends_with_code
 def estimate(
-    operators: Annotated[Path, typer.Option(help="kernel table (parquet or CSV): gemm, attention, moe, nccl ...")],
-    device: Annotated[str, typer.Option(help="GPU; `capstan catalog devices` lists them")],
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write")],
+    points: Annotated[
+        Path | None, typer.Argument(help="deployments: model, gpu, engine, layout, isl, osl, concurrency")
+    ] = None,
+    operators: Annotated[
+        Path | None, typer.Option(help="kernel table instead (parquet or CSV): gemm, attention, moe, nccl ...")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="GPU of --operators; `capstan catalog devices` lists them")] = None,
+    explain: Annotated[int | None, typer.Option(help="row of POINTS whose time is shown by operator and phase")] = None,
+    profile: ProfileOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Predict the latency of every row of a kernel table; each row and column passes through in order."""
-    from capstan.commands.estimate import run_estimate
+    """Predict TTFT, TPOT and throughput of every deployment in a table, or every row of a kernel table."""
+    from capstan.commands.estimate import run_estimate_command
 
-    run_estimate(operators, device, output, json)
+    run_estimate_command(points, operators, device, output, json, profile, explain)
 
 
-@app.command(rich_help_panel="Run", epilog="Example:  capstan calibrate -o cpu-profile.json")
+@app.command(
+    rich_help_panel="Run",
+    epilog=(
+        "Examples:\n\n  capstan calibrate  (the GPU here, else the CPU)\n\n"
+        "  capstan calibrate --device cuda --seconds 300 --tables tables/ -o profile.json\n\n"
+        "  capstan calibrate --from tables/ --device h100-sxm -o profile.json  (needs no GPU)"
+    ),
+)
 @ends_with_code
 def calibrate(
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="profile to write (default: where `capstan up` finds it)")
+    tables_from: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="fit these tables (parquet, CSV or a folder; repeatable); nothing is measured"),
     ] = None,
-    measurements: Annotated[Path | None, typer.Option(help="also write what was measured")] = None,
+    device: Annotated[
+        str, typer.Option(help="auto | cpu | cuda, or the catalogue name of the GPU (auto with --from: as tables say)")
+    ] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="profile to write (default: the user's configuration folder)")
+    ] = None,
+    measurements: Annotated[Path | None, typer.Option(help="also write what was measured (JSON)")] = None,
+    tables: Annotated[
+        Path | None, typer.Option(help="also write it as kernel tables (CSV) to this folder; GPU")
+    ] = None,
+    l2: Annotated[str, typer.Option(help="cold | warm: whether repetitions find operands in the cache; GPU")] = "cold",
+    seconds: Annotated[float, typer.Option(help="time to measure for; GPU")] = 180.0,
     json: JsonOption = False,
 ) -> None:
-    """Measure this machine's CPU for some seconds and fit its profile, so that predictions are of this machine."""
+    """Measure this machine's GPU or CPU, or fit tables measured elsewhere: a profile, so that predictions are of it."""
     from capstan.commands.calibrate import run_calibrate
 
-    run_calibrate(output, measurements, json)
+    run_calibrate(output, measurements, json, device, tuple(tables_from or ()), tables, l2, seconds)
 
 
 def main() -> None:
-    """Console entry point: runs the command and exits with the documented code."""
-    app()
+    """Run the command line. A reader of stdout that has gone (`capstan --help | head -1`) is no failure."""
+    try:
+        app()
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # which typer ends with 1
+            raise
+        sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capstan.console import warn
 from specs.errors import InputError, nearest_names
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     from specs.deployment import DeploymentSpec, LoadedDeployment
     from specs.plan import Plan
 
+# Parts of a checkpoint's name that say its weights are quantised.
+QUANTISED_NAME = re.compile(
+    r"(?:^|[-_.])(fp8|fp4|nvfp4|mxfp4|mxfp8|int8|int4|awq|gptq|w8a8|w8a16|w4a16|w4a8|w4a4|bnb)(?:$|[-_.])",
+    re.IGNORECASE,
+)
 MOST_TOKENS = 2**20  # of a plan's batch limits: tables of step times are this long
 
 
@@ -28,17 +35,80 @@ def read_spec(path: Path) -> LoadedDeployment:
 
 @contextmanager
 def at_its_line(loaded: LoadedDeployment) -> Iterator[None]:
-    """Give errors that name a field of the spec, but no file, the file and the line of that field."""
+    """Give errors that name a field of the spec, but no file, the file and the line of that field.
+
+    An error about a whole file that the spec names (missing, not gzip, ...) gets the line that names it.
+    """
     try:
         yield
     except InputError as error:
         if error.file is None:
             error.file = loaded.file
-            field = error.field or ""
-            while error.line is None and field:  # the field itself, else the nearest statement around it
-                error.line = loaded.lines.get(field)
-                field = field.rpartition(".")[0]
+            error.line = error.line or _line(loaded, error.field or "")
+        elif error.line is None and error.field is None:
+            for field, path in _named_files(loaded):
+                if path == Path(error.file):
+                    error.message = f"{error.file} {error.message}"
+                    error.file, error.line, error.field = loaded.file, _line(loaded, field), field
         raise
+
+
+def _line(loaded: LoadedDeployment, field: str) -> int | None:
+    """The line of the field itself, else of the nearest statement around it."""
+    while field:
+        if field in loaded.lines:
+            return loaded.lines[field]
+        field = field.rpartition(".")[0]
+    return None
+
+
+def _named_files(loaded: LoadedDeployment) -> Iterator[tuple[str, Path]]:
+    """(field, path) of the traces and histograms of the spec."""
+    for index, item in enumerate(loaded.spec.traffic):
+        if item.trace is not None:
+            yield f"traffic[{index}].trace.file", loaded.base_dir / item.trace.file
+        for name, length in (("prompt_tokens", item.prompt_tokens), ("output_tokens", item.output_tokens)):
+            if length is not None and length.kind == "histogram":
+                yield f"traffic[{index}].{name}.histogram", loaded.base_dir / length.file
+
+
+def refuse_unwritable(output: Path) -> None:
+    """`InputError` where the file `output` cannot be written: asked before minutes of work are lost on it.
+
+    Missing folders are made when the file is written, so the nearest one that exists must be writable.
+    """
+    if output.is_dir():
+        raise InputError("is a folder", file=str(output), expected="a file such as plan.json")
+    if output.exists() and not output.is_file():
+        raise InputError("cannot be written (not a regular file)", file=str(output), expected="a file")
+    folder = output.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"cannot be written ({folder} is no folder)", file=str(output))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot be written ({folder} may not be written)", file=str(output))
+
+
+def warn_of_quantised_names(spec: DeploymentSpec, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Warn of checkpoints that are called quantised while their config.json, by model, does not say so.
+
+    Such a model is planned in its 16-bit type unless the spec states `weights`, which is then taken at its word.
+    """
+    from specs.architecture import stated_quantisation
+
+    for name, model in spec.models.items():
+        config = configs[name]
+        if model.weights or stated_quantisation(config):
+            continue
+        called = model.architecture if isinstance(model.architecture, str) else str(config.get("_name_or_path") or "")
+        called = called.removesuffix("/config.json").rstrip("/").rpartition("/")[2]
+        found = QUANTISED_NAME.search(called)
+        if found:
+            warn(
+                f"models.{name}: {called!r} is called {found[1]}, but its config states no quantization_config, so "
+                "16-bit weights are planned; add it from the checkpoint's own config.json, or state `weights:`"
+            )
 
 
 def read_plan(path: Path, *, check_laws: bool = True) -> Plan:
@@ -92,6 +162,8 @@ def _parts_fit(plan: Plan, spec: DeploymentSpec) -> None:
 
 def _routes_fit(plan: Plan, spec: DeploymentSpec) -> None:
     classes = [traffic.name for traffic in spec.traffic]
+    for index, traffic in enumerate(spec.traffic):
+        _known(traffic.model, spec.models, f"spec.traffic[{index}].model", "a model of the plan's spec")
     for index, route in enumerate(plan.routes):
         at = f"routes[{index}]"
         _known(route.group, [group.id for group in plan.groups], f"{at}.group", "a group of the plan")

@@ -23,9 +23,11 @@ from codegen.program import GeneratedProgram, generate_program, generate_triton_
 from codegen.program.kernel_specs import ProgramKernels
 from specs.architecture import load_architecture
 from specs.bundle import MANIFEST, RUNTIME, Bundle, Implementation, ModelSource, RuntimeConfig
+from specs.catalog import device_names, load_device
 from specs.errors import InputError, nearest_names
 from specs.kernels import TARGETS, KernelBinary
 from specs.plan import Plan, ReplicaGroup
+from specs.profile import DeviceFacts
 
 CPU = "cpu"
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -182,16 +184,11 @@ def _compile_group(
     gpu_targets = [target for target in targets if target != CPU]
     binaries: tuple[KernelBinary, ...] = ()
     implementations: tuple[Implementation, ...] = ()
+    own_programs: dict[str, str] = {}
     cached = 0
     if gpu_targets:
-        facts = plan.devices[group.device]
-        program = generate_triton_program(
-            torch_program.model,
-            target=gpu_targets[0],
-            multiprocessors=facts.multiprocessors,
-            max_num_batched_tokens=group.limits.max_num_batched_tokens,
-            where=where,
-        )
+        by_target = {target: _triton_program(plan, group, torch_program, target, where) for target in gpu_targets}
+        program = by_target[gpu_targets[0]]
         if program.kernels is None:
             raise ValueError("a program over kernels names its kernels")
         generated = _generated_kernels(program.kernels, gpu_targets)
@@ -203,6 +200,10 @@ def _compile_group(
         )
         binaries, kernel_files = _kernel_files(generated, compiled)
         files |= _program_files(program) | kernel_files
+        for target, other in by_target.items():
+            if other.source != program.source:
+                own_programs[target] = f"program_triton_{target}.json"
+                files |= _program_files(other, f"_{target}")
         implementations = predicted_implementations(group, program.kernels)
         cached = sum(one.cached for one in compiled)
     config = RuntimeConfig(
@@ -222,6 +223,7 @@ def _compile_group(
         source=sources.get(group.model, ModelSource()),
         port=8000 + index,
         triton_program="program_triton.json" if gpu_targets else None,
+        triton_programs=own_programs,
         kernels="kernels/kernels.json" if gpu_targets else None,
         implementations=implementations,
     )
@@ -238,12 +240,33 @@ def _architecture_name(plan: Plan, model: str) -> str:
     return Path(named).name if Path(named).is_absolute() or named.startswith(".") else named
 
 
-def _program_files(program: GeneratedProgram) -> dict[str, bytes]:
-    backend = program.manifest.backend
-    return {
-        program.manifest.module: program.source.encode(),
-        f"program_{backend}.json": program.manifest.to_json().encode(),
-    }
+def _triton_program(
+    plan: Plan, group: ReplicaGroup, torch_program: GeneratedProgram, target: str, where: str
+) -> GeneratedProgram:
+    """The program for one target: how large a decode step must be to fill a device is a matter of the device."""
+    return generate_triton_program(
+        torch_program.model,
+        target=target,
+        multiprocessors=_multiprocessors(plan.devices.get(group.device), target),
+        max_num_batched_tokens=group.limits.max_num_batched_tokens,
+        where=where,
+    )
+
+
+def _multiprocessors(planned: DeviceFacts | None, target: str) -> int:
+    """Of the plan's device where it has this target, else of the catalogue's largest that has it."""
+    if planned is not None and planned.target == target:
+        return planned.multiprocessors
+    known = [device.multiprocessors for device in map(load_device, device_names()) if device.target == target]
+    if not known:
+        raise InputError(f"no device of the catalogue has target {target}", field="--target")
+    return max(known)
+
+
+def _program_files(program: GeneratedProgram, suffix: str = "") -> dict[str, bytes]:
+    name = f"program_{program.manifest.backend}{suffix}"
+    manifest = program.manifest.model_copy(update={"module": f"{name}.py"})
+    return {manifest.module: program.source.encode(), f"{name}.json": manifest.to_json().encode()}
 
 
 def _generated_kernels(kernels: ProgramKernels, targets: Sequence[str]) -> list[GeneratedKernel]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from specs.bundle import MANIFEST, BundleFile
+from specs.directories import replace_directory
 from specs.errors import InputError
 
 UNLISTED = "__pycache__"  # Python leaves these where it loads a program from
@@ -24,13 +25,16 @@ def file_records(files: Mapping[str, bytes]) -> tuple[BundleFile, ...]:
 
 
 def write_directory(files: Mapping[str, bytes], output: Path) -> None:
-    """Write `files` to a folder beside `output`, then rename it over `output`.
+    """Write `files` to a folder beside `output`, then rename it over `output`, which is left alone where it holds
+    these very files already (somebody may be reading them).
 
     `InputError` where `output` exists and is neither empty nor a bundle, or cannot be written.
     """
     output = Path(os.path.abspath(output))
     try:
         refuse_foreign(output)
+        if _holds(output, files):
+            return
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
             staged = Path(scratch) / "new"
@@ -38,30 +42,47 @@ def write_directory(files: Mapping[str, bytes], output: Path) -> None:
                 path = staged / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            if output.is_dir():
-                os.replace(output, Path(scratch) / "old")
-            os.replace(staged, output)
+            try:
+                os.replace(staged, output)  # nothing there, or an empty folder
+            except OSError:
+                if not _holds(output, files):  # else another process was quicker
+                    replace_directory(staged, output)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror or error})", file=str(output)) from None
 
 
+def _holds(output: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether `output` is a folder of exactly these files."""
+    if not output.is_dir():
+        return False
+    found = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if not path.is_dir()}
+    return found.keys() == files.keys() and all(path.read_bytes() == files[name] for name, path in found.items())
+
+
 def refuse_foreign(output: Path) -> None:
-    """`InputError` where `output` holds anything but an earlier bundle."""
+    """`InputError` where `output` holds anything but an earlier bundle. Somebody's folder is not searched."""
+    try:
+        _refuse_foreign(output)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error})", file=str(output)) from None
+
+
+def _refuse_foreign(output: Path) -> None:
     if not output.exists() and not output.is_symlink():
         return
     advice = "a new folder, an empty one, or an earlier bundle"
     if not output.is_dir():
         raise InputError("exists and is not a folder", file=str(output), expected=advice)
+    if not any(output.iterdir()):
+        return
+    listed = _listed(output / MANIFEST)
+    if listed is None:
+        raise InputError("is not empty and is not a bundle; refuse to replace it", file=str(output), expected=advice)
     present = {
         path.relative_to(output).as_posix()
         for path in output.rglob("*")
         if not path.is_dir() and UNLISTED not in path.relative_to(output).parts
     }
-    if not present:
-        return
-    listed = _listed(output / MANIFEST)
-    if listed is None:
-        raise InputError("is not empty and is no bundle", file=str(output), expected=advice)
     foreign = sorted(present - listed - {MANIFEST})
     if foreign:
         raise InputError(f"also holds other files ({foreign[0]})", file=str(output), expected=advice)

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from codegen.kernels import GeneratedKernel
 from codegen.resources import ToolchainError, cuobjdump_path, is_loadable, occupancy, read_amd, read_nvidia
+from specs.directories import cache_home
 from specs.errors import InputError
 from specs.kernels import KernelBinary
 
@@ -100,9 +101,8 @@ def compile_kernels(
 
 
 def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/capstan/kernels`, or under `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root and Path(root).is_absolute() else Path.home() / ".cache") / "capstan" / "kernels"
+    """`capstan/kernels` in the user's cache folder."""
+    return cache_home() / "kernels"
 
 
 def triton_version() -> str:

@@ -28,7 +28,6 @@ NOT_HONOURED = {
     "hardware.host.dram": "nothing is kept on the host",
     "hardware.host.pcie": "nothing is kept on the host",
     "hardware.host.nvme": "nothing is kept on the host",
-    "hardware.carbon": "carbon is not counted",
     "traffic[].sessions": "multi-turn sessions are not modelled",
     "traffic[].closed_loop": "closed loops are not modelled",
     "traffic[].shared_prefix": "prefix caching is not modelled",

@@ -14,28 +14,40 @@ class OutputText:
         self._min_tokens = min_tokens
         self._tokens = 0
         self._held = ""  # decoded, not out yet
+        self._decoded = 0  # characters in all
         self.stopped = False  # a stop string came; text from it on is dropped
+
+    @property
+    def offset(self) -> int:
+        """Where the next token begins: characters of the text of all tokens so far, shown or not."""
+        return self._decoded + len(self._decoder.pending)
 
     def push(self, token: int) -> str:
         """Text that may be shown after `token`."""
         self._tokens += 1
-        self._held += self._decoder.push(token)
+        self._take(self._decoder.push(token))
         return self._release(final=False)
 
     def flush(self) -> str:
         """The rest, at the end of the answer."""
         if self.stopped:
             return ""
-        self._held += self._decoder.flush()
+        self._take(self._decoder.flush())
         return self._release(final=True)
+
+    def _take(self, text: str) -> None:
+        self._held += text
+        self._decoded += len(text)
 
     def _release(self, final: bool) -> str:
         if self._stop and self._tokens > self._min_tokens:
-            places = [place for place in (self._held.find(text) for text in self._stop) if place >= 0]
+            # If the answer stops here, the decoder's pending text is final.
+            known = self._held + self._decoder.pending
+            places = [place for place in (known.find(text) for text in self._stop) if place >= 0]
             if places:
                 self.stopped = True
-                shown, self._held = self._held[: min(places)], ""
-                return shown
+                self._held = ""
+                return known[: min(places)]
         keep = 0 if final else self._possible_start()
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]

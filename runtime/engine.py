@@ -106,11 +106,11 @@ class Engine:
         Raises `InputError` where the limits can never serve it, `EngineBusyError` where the queue is full,
         `EngineStoppedError` after a stop.
         """
-        unknown = next((token for token in prompt if not 0 <= token < self.vocabulary), None)
-        if unknown is not None:
-            raise InputError(
-                f"token id {unknown} is not in the vocabulary", field="prompt", expected=f"0 to {self.vocabulary - 1}"
-            )
+        for field, tokens in (("prompt", prompt), ("stop_token_ids", params.stop_token_ids)):
+            unknown = next((token for token in tokens if not 0 <= token < self.vocabulary), None)
+            if unknown is not None:
+                message = f"token id {unknown} is not in the vocabulary"
+                raise InputError(message, field=field, expected=f"0 to {self.vocabulary - 1}")
         request = self.scheduler.make(id, tuple(prompt), params, sink)
         request.text = OutputText(self.tokenizer.decoder(), params.stop, params.min_tokens)
         with self._wake:
@@ -211,7 +211,9 @@ class Engine:
                 self.step()
             except Exception as error:
                 # A step that failed may have written half of its keys and values: nothing in flight can be trusted.
-                logger.exception("a step failed; the engine stops")
+                first = str(error).partition("\n")[0]
+                debug = logger.isEnabledFor(logging.DEBUG)
+                logger.error("a step failed (%s: %s); the engine stops", type(error).__name__, first, exc_info=debug)
                 self._settle(EngineState.FAILED, f"the engine failed ({type(error).__name__}: {error})")
                 self._end_all(self.error or "", FinishReason.ERROR)
                 return
@@ -246,6 +248,7 @@ class Engine:
             if self._observer is not None:
                 self._observer.first_token(request, now_s)
         request.output.append(token.token)
+        offset = request.text.offset
         reason: FinishReason | None = None
         if token.token in self._stop_tokens(request):
             reason, text = FinishReason.STOP, request.text.flush()
@@ -257,19 +260,25 @@ class Engine:
                 text += request.text.flush()
                 reason = FinishReason.STOP if request.text.stopped else FinishReason.LENGTH
         if reason is None:
-            self._send(request, Output(token, text, len(request.output)))
+            self._send(request, Output(token, text, len(request.output), text_offset=offset))
         else:
-            self._end(request, token, text, reason, None)
+            self._end(request, token, text, reason, None, offset)
 
     def _end(
-        self, request: Request, token: SampledToken | None, text: str, reason: FinishReason, message: str | None
+        self,
+        request: Request,
+        token: SampledToken | None,
+        text: str,
+        reason: FinishReason,
+        message: str | None,
+        text_offset: int = 0,
     ) -> None:
         """Free what the request holds, then tell its client: a client that saw the end finds the blocks free."""
         self.scheduler.finish(request)
         request.finish_reason = reason
         if self._observer is not None:
             self._observer.finished(request, time.perf_counter())
-        self._send(request, Output(token, text, len(request.output), reason, message))
+        self._send(request, Output(token, text, len(request.output), reason, message, text_offset))
 
     def _send(self, request: Request, output: Output) -> None:
         try:

@@ -9,22 +9,18 @@ reports: a start whose kernels are all compiled has `jit` empty. AMD devices tak
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import importlib.util
-import json
+import linecache
 import logging
 import struct
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
-from pydantic import ValidationError
-
-from specs.bundle import RuntimeConfig
+from specs.bundle import RuntimeConfig, read_kernels, read_verified
 from specs.errors import CapstanError, InputError
 from specs.kernels import KernelArgument, KernelBinary
 
@@ -66,9 +62,10 @@ class ArgumentPacker:
     profiling scratch memory; the compiler was checked to use neither, so they are null.
     """
 
-    def __init__(self, name: str, arguments: Sequence[KernelArgument]) -> None:
+    def __init__(self, name: str, arguments: Sequence[KernelArgument], device: int = 0) -> None:
         self.name = name
         self.arguments = tuple(arguments)
+        self._device = ("cuda", device)
         codes = "".join("Q" if argument.is_pointer else FORMATS[argument.type] for argument in arguments)
         self._struct = struct.Struct(f"<{codes}QQ")
         self._local = threading.local()  # a buffer of each thread: two may launch the same kernel
@@ -85,7 +82,7 @@ class ArgumentPacker:
         ]
         try:
             self._struct.pack_into(buffer, 0, *words, 0, 0)
-        except struct.error:
+        except (struct.error, OverflowError):
             self._explain(words)
             raise
         return ctypes.addressof(array)
@@ -105,6 +102,12 @@ class ArgumentPacker:
         found = str(tensor.dtype).removeprefix("torch.")
         if found != wanted:
             raise LaunchError(f"{self.name}: {argument.name} is a tensor of {found}, expected {wanted}")
+        device = tensor.device
+        if (device.type, device.index) != self._device:
+            wanted = ":".join(map(str, self._device))
+            raise LaunchError(f"{self.name}: {argument.name} is on {device}, expected {wanted}")
+        if not tensor.is_contiguous():
+            raise LaunchError(f"{self.name}: {argument.name} is not contiguous, and the kernel has no strides")
         address: int = tensor.data_ptr()
         if address % ALIGNMENT:
             raise LaunchError(f"{self.name}: {argument.name} starts at no multiple of {ALIGNMENT} bytes")
@@ -115,7 +118,7 @@ class ArgumentPacker:
         for argument, word in zip(self.arguments, words, strict=True):
             try:
                 struct.pack("<Q" if argument.is_pointer else f"<{FORMATS[argument.type]}", word)
-            except struct.error:
+            except (struct.error, OverflowError):
                 raise LaunchError(f"{self.name}: {argument.name} = {word!r} is no {argument.type}") from None
 
 
@@ -128,7 +131,7 @@ class BinaryLauncher:
         self._data = data
         self._counts = counts
         self._context = context
-        self._packer = ArgumentPacker(record.name, record.arguments)
+        self._packer = ArgumentPacker(record.name, record.arguments, context.device)
         self._function: Any = None
 
     def __call__(self, grid: Grid, *arguments: Any) -> None:
@@ -167,6 +170,7 @@ class CudaContext:
 
     def __init__(self, driver: Any, device: int, stream: Callable[[], int]) -> None:
         self.driver = driver
+        self.device = device
         self.stream = stream
         self._local = threading.local()
         self.call("cuInit", 0)
@@ -219,7 +223,7 @@ class JitLauncher:
         if 0 in sizes:
             return
         if self._function is None:
-            self._function = getattr(_module(self._source), self.record.entry)
+            self._function = getattr(_module(self._source, self.record.source_sha256), self.record.entry)
         fusion = bool(self.record.options.get("enable_fp_fusion", True))
         self._function[sizes](
             *arguments,
@@ -238,15 +242,6 @@ def expand(grid: Grid, constants: Mapping[str, int]) -> tuple[int, int, int]:
         raise LaunchError(f"a grid has one to three sizes, not {sizes}")
     x, y, z = (*sizes, 1, 1)[:3]
     return int(x), int(y), int(z)
-
-
-def read_records(path: Path) -> tuple[KernelBinary, ...]:
-    """The records of a bundle's `kernels.json`. `InputError` names the file."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(KernelBinary.model_validate(row) for row in rows)
-    except (OSError, ValueError, TypeError, ValidationError) as error:
-        raise InputError(f"is no list of kernels ({error})", file=str(path)) from None
 
 
 def device_target(device: int) -> str:
@@ -309,31 +304,22 @@ def load_kernels(folder: Path, config: RuntimeConfig, device: Any) -> Kernels:
         raise LaunchError("kernels need a GPU, and torch finds none; the torch program runs on the CPU")
     index = torch.device(device).index or 0
     context = None if torch.version.hip else CudaContext.of_torch(index)
-    records = read_records(folder / config.kernels)
+    records = read_kernels(folder / config.kernels)
     launchers, counts = make_launchers(records, folder, target=device_target(index), context=context)
     return Kernels(launchers, counts)
 
 
 def _binary(record: KernelBinary, folder: Path) -> bytes:
-    path = folder / record.binary_file
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=str(path)) from None
-    if hashlib.sha256(data).hexdigest() != record.binary_sha256:
-        raise InputError("is not the binary that was compiled (its hash differs)", file=str(path))
-    return data
+    return read_verified(folder / record.binary_file, record.binary_sha256)
 
 
-def _module(source: Path) -> Any:
-    """The generated module, imported once from its file."""
-    name = f"capstan_kernel_{hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]}_{source.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, source)
-    if spec is None or spec.loader is None or not source.is_file():
-        raise InputError("is missing", file=str(source))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+def _module(source: Path, sha256: str) -> ModuleType:
+    """The generated module, made of the bytes whose hash was checked and never of what Python may have cached.
+
+    Triton reads a kernel's text through `linecache`, so the checked text stands there under the file's name.
+    """
+    text = read_verified(source, sha256).decode()
+    module = ModuleType(f"capstan_kernel_{sha256[:16]}_{source.stem}")
+    linecache.cache[str(source)] = (len(text), None, text.splitlines(keepends=True), str(source))
+    exec(compile(text, str(source), "exec"), module.__dict__)
     return module

@@ -134,7 +134,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def runner_of(served: ServedGroup, model_dir: str | Path, device: torch.device) -> ModelRunner:
     """Load the program and the weights of an open group. Errors as `load_weights`."""
-    forward = load_forward(served.program)
+    forward = load_forward(served.program, served.source)
     weights = load_weights(model_dir, served.manifest, device)
     kernels = None
     if served.manifest.backend == "triton":

@@ -27,9 +27,13 @@ class Reference:
         library: Any = transformers  # its annotations are partial
         library.utils.logging.disable_progress_bar()
         self._device = device
-        self._model = library.AutoModelForCausalLM.from_pretrained(
-            str(model_dir), dtype=torch.float32, attn_implementation="eager", local_files_only=True
-        )
+        try:
+            self._model = library.AutoModelForCausalLM.from_pretrained(
+                str(model_dir), dtype=torch.float32, attn_implementation="eager", local_files_only=True
+            )
+        except Exception as error:  # the library raises whatever its parsers raise
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"transformers makes no reference of it ({first})", file=str(model_dir)) from error
         self._model.eval().to(device)
 
     @torch.inference_mode()

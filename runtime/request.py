@@ -53,6 +53,8 @@ class SamplingParams:
             self._in_range("seed", -(2**63), 2**64 - 1)
         if self.logprobs is not None:
             self._in_range("logprobs", 0, MAX_LOGPROBS)
+        if any(token < 0 for token in self.stop_token_ids):
+            raise InputError("holds a negative id", field="stop_token_ids", expected="ids of the vocabulary, from 0")
         if len(self.stop) > MAX_STOP_STRINGS or any(not 0 < len(text) <= MAX_STOP_LENGTH for text in self.stop):
             raise InputError(
                 "holds an empty, a very long or too many strings",
@@ -89,6 +91,9 @@ class Output:
     generated_tokens: int
     finish_reason: FinishReason | None = None
     message: str | None = None  # why it failed or was aborted
+    # Where the token begins: characters of the decoded text before it. A token of a stop string may begin where the
+    # shown text has ended; all parts of one character begin where it does.
+    text_offset: int = 0
 
 
 @dataclass(slots=True, eq=False)

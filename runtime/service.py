@@ -52,13 +52,18 @@ def load_service(
     bundle: str | Path, group: str | None = None, model_dir: str | Path | None = None, device: str = "auto"
 ) -> Service:
     """Load program, weights and tokenizer; the engine is not started. Errors as `open_group`, `load_weights`."""
-    from runtime.config import open_group
+    from runtime.config import open_group, refuse_other_model
+    from runtime.launch import device_target
     from runtime.model_runner import choose_device, runner_of
     from runtime.tokenizer import load_tokenizer
 
     chosen = choose_device(device)
-    served = open_group(bundle, group, "torch" if chosen.type == "cpu" else "triton")
+    if chosen.type == "cpu":
+        served = open_group(bundle, group)
+    else:
+        served = open_group(bundle, group, "triton", device_target(chosen.index or 0))
     directory = model_directory(bundle, group, model_dir)
+    refuse_other_model(directory, served)
     runner = runner_of(served, directory, chosen)
     config = served.config
     scheduler = Scheduler(config.limits, served.num_blocks, config.cache.block_size_tokens, config.scheduling)

@@ -8,6 +8,7 @@ may be clearly likelier. Greedy tokens alone would not do: random models have ma
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from runtime.reference import Reference
 from specs.errors import CapstanError
 
 Encode = Callable[[str], list[int]]
+TIMED_REQUESTS, TIMED_PROMPT_TOKENS, TIMED_TOKENS = 3, 16, 33  # no longer than what `smoke` asks for
 
 
 class SmokeError(CapstanError):
@@ -90,6 +92,22 @@ def smoke(
         worst = max(worst, check(what, prompt, answer, reference, tolerance, is_greedy))
         tokens += len(answer.ids)
     return SmokeReport(len(cases) + 1, tokens, worst, time.perf_counter() - started)
+
+
+def observed_tpot(base: str, model: str) -> float:
+    """Seconds per further token of one request alone, as a client sees it: the median of a few streamed answers."""
+    prompt = [token % 251 for token in range(TIMED_PROMPT_TOKENS)]
+    body = {"model": model, "prompt": prompt, "max_tokens": TIMED_TOKENS, "temperature": 0, "ignore_eos": True}
+    seen = []
+    with httpx.Client(base_url=base, timeout=60.0) as client:
+        for _ in range(TIMED_REQUESTS):
+            arrived: list[float] = []
+            with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+                arrived += [time.perf_counter() for line in response.iter_lines() if '"choices"' in line]
+            if len(arrived) < 2:
+                raise SmokeError(f"a stream of {TIMED_TOKENS} tokens came in {len(arrived)} pieces")
+            seen.append((arrived[-1] - arrived[0]) / (TIMED_TOKENS - 1))
+    return statistics.median(seen)
 
 
 def check(

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,12 @@ from runtime.tokenizer import (
     SPECIAL_TOKENS,
 )
 from specs.architecture import Architecture, load_architecture
+from specs.directories import cache_home, replace_directory
 from specs.errors import InputError
 
 MAX_PARAMETERS = 50_000_000  # 200 MB in fp32: what may be made up without being asked for
 
+HASHES = "made.json"  # of the other files, written last
 FORMAT = 1  # raise it when the same config and seed give another model
 
 TINY_LLAMA: dict[str, Any] = {
@@ -52,9 +53,12 @@ def make_model(directory: str | Path, config: Mapping[str, Any] | None = None, s
     """Write a model directory (config, weights, tokenizer, chat template) and return it. Replaces it whole.
 
     `config`: a Hugging Face config of any known family (default: a two-layer Llama). `InputError` where the
-    vocabulary cannot hold the byte-level tokenizer or the model is too large to be made up.
+    vocabulary cannot hold the byte-level tokenizer, the model is too large to be made up, or it cannot be written.
     """
-    config = dict(TINY_LLAMA if config is None else config)
+    return _make(Path(directory), dict(TINY_LLAMA if config is None else config), seed, replace_directory)
+
+
+def _make(target: Path, config: dict[str, Any], seed: int, install: Callable[[Path, Path], None]) -> Path:
     architecture = load_architecture(config)
     if architecture.vocab_size < BYTE_VOCABULARY:
         raise InputError(
@@ -68,23 +72,20 @@ def make_model(directory: str | Path, config: Mapping[str, Any] | None = None, s
             f"{architecture.name} has {parameters / 1e6:.0f} million parameters: too large to be made up",
             expected=f"a checkpoint directory (--model DIR), or at most {MAX_PARAMETERS / 1e6:.0f} million",
         )
-    target = Path(directory)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _write(temporary, config, architecture, seed)
-        if target.exists():
-            shutil.rmtree(target)
-        os.chmod(temporary, 0o755)
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            staged = Path(scratch) / "new"
+            staged.mkdir()
+            _write(staged, config, architecture, seed)
+            install(staged, target)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror or error})", file=str(target)) from None
     return target
 
 
 def _write(directory: Path, config: dict[str, Any], architecture: Architecture, seed: int) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     # RandomState's stream is frozen by numpy's compatibility policy; that of newer generators is not.
     draw = np.random.RandomState(seed)
@@ -94,7 +95,8 @@ def _write(directory: Path, config: dict[str, Any], architecture: Architecture, 
         for name in tensor.names():
             values = _values(draw, name, tensor.shape, name in vocabulary_names and len(tensor.shape) == 2)
             tensors[name] = values
-    save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    # Not by the library: what it raises on a full disk is no OSError.
+    (directory / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     eos = 256 + SPECIAL_TOKENS.index("<eos>")
     bos = 256 + SPECIAL_TOKENS.index("<bos>")
     written = {**config, "bos_token_id": bos, "eos_token_id": eos}
@@ -103,6 +105,21 @@ def _write(directory: Path, config: dict[str, Any], architecture: Architecture, 
         json.dumps({"kind": "byte-level", "special_tokens": SPECIAL_TOKENS}, indent=2) + "\n", encoding="utf-8"
     )
     (directory / CHAT_TEMPLATE_FILE).write_text(DEFAULT_CHAT_TEMPLATE, encoding="utf-8")
+    (directory / HASHES).write_text(json.dumps(_hashes(directory), indent=2) + "\n", encoding="utf-8")
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """File name -> sha256 of every file of the model."""
+    files = sorted(path for path in directory.iterdir() if path.name != HASHES)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether a made model is as it was written."""
+    try:
+        return bool(json.loads((directory / HASHES).read_bytes()) == _hashes(directory))
+    except (OSError, ValueError):
+        return False
 
 
 def _values(draw: np.random.RandomState, name: str, shape: tuple[int, ...], vocabulary: bool) -> np.ndarray[Any, Any]:
@@ -120,10 +137,17 @@ def _values(draw: np.random.RandomState, name: str, shape: tuple[int, ...], voca
 
 
 def made_model(config: Mapping[str, Any], seed: int = 0) -> Path:
-    """The made model of this config and seed in the user's cache directory, written there the first time."""
+    """The made model of this config and seed in the user's cache directory, written there where it is not intact."""
     text = json.dumps({"config": dict(config), "seed": seed, "format": FORMAT}, sort_keys=True)
     name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    directory = Path(base) / "capstan" / "models" / name
-    # The folder is renamed into place whole, so where it exists it is complete.
-    return directory if (directory / "model.safetensors").exists() else make_model(directory, config, seed)
+    directory = cache_home() / "models" / name
+    return directory if is_intact(directory) else _make(directory, dict(config), seed, _install_unless_made)
+
+
+def _install_unless_made(staged: Path, target: Path) -> None:
+    """The first of two processes that make the same model wins; the other uses what it made."""
+    try:
+        os.replace(staged, target)
+    except OSError:
+        if not is_intact(target):
+            replace_directory(staged, target)

@@ -11,6 +11,9 @@ group whose engine is vllm, sglang or trtllm is exported, not compiled, and has 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -18,10 +21,14 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from specs.document import Document, DType, Frozen
 from specs.errors import InputError, nearest_names
+from specs.kernels import KernelBinary
 from specs.plan import Cache, Layout, Limits, Scheduling
+from specs.program import ProgramManifest
 
 MANIFEST = "manifest.json"
+PLAN = "plan.json"
 RUNTIME = "runtime.json"
+COMPLETE = "every file that was compiled; compile again"
 Sha256 = str  # 64 lower-case hexadecimal digits
 HEX64 = r"^[0-9a-f]{64}$"
 
@@ -85,8 +92,9 @@ class RuntimeConfig(Document):
     config: str = "config.json"
     torch_program: str = "program_torch.json"  # `ProgramManifest`: CPU back end and oracle
     triton_program: str | None = None  # the same over kernels; None where only `cpu` is a target
+    triton_programs: dict[str, str] = Field(default_factory=dict)  # by target, where one has a program of its own
     kernels: str | None = None  # kernels.json: records of the kernels and their binaries
-    implementations: tuple[Implementation, ...] = ()
+    implementations: tuple[Implementation, ...] = ()  # of `triton_program`: of the first GPU target
 
 
 class Bundle(Document):
@@ -105,7 +113,11 @@ class Bundle(Document):
 
 
 def verify_bundle(path: str | Path) -> Bundle:
-    """Read the manifest and compare every file with its hash. `InputError` names the first file that differs."""
+    """Read the manifest and compare the folder with it, file by file.
+
+    `InputError` names the first file that differs from its hash, that the manifest does not list, or that a group
+    needs and the manifest leaves out.
+    """
     root = Path(path)
     if not root.is_dir():
         raise InputError("is no folder", file=str(root), expected="a bundle made by `capstan compile`")
@@ -114,20 +126,67 @@ def verify_bundle(path: str | Path) -> Bundle:
         inside = PurePosixPath(record.path)
         if inside.is_absolute() or ".." in inside.parts:
             raise InputError(f"names {record.path!r}, outside the bundle", file=str(root / MANIFEST), field="files")
-        file = root / inside
-        try:
-            content = file.read_bytes()
-        except OSError as error:
+        read_verified(root / inside, record.sha256)
+    listed = {record.path for record in bundle.files}
+    for found in _files_in(root):
+        if found not in listed and found != MANIFEST:
             raise InputError(
-                f"cannot be read ({error.strerror})",
-                file=str(file),
-                expected="every file of the manifest; compile again",
-            ) from None
-        if hashlib.sha256(content).hexdigest() != record.sha256:
-            raise InputError(
-                "differs from its hash in the manifest", file=str(file), expected="an unchanged bundle; compile again"
+                "is not in the manifest", file=str(root / found), expected="a bundle as compiled; remove it, or compile"
             )
+    for needed in _needed_files(root, bundle):
+        if needed not in listed:
+            raise InputError(f"leaves out {needed}", file=str(root / MANIFEST), field="files", expected=COMPLETE)
+    if next(record.sha256 for record in bundle.files if record.path == PLAN) != bundle.plan_sha256:
+        raise InputError("is of another plan than plan.json", file=str(root / MANIFEST), field="plan_sha256")
     return bundle
+
+
+def read_verified(file: Path, sha256: Sha256) -> bytes:
+    """The content of a file of a bundle. `InputError` where it cannot be read or is not what was compiled."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=str(file), expected=COMPLETE) from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(
+            "differs from its hash in the manifest", file=str(file), expected="an unchanged bundle; compile again"
+        )
+    return content
+
+
+def _files_in(root: Path) -> Iterator[str]:
+    """Everything that is no plain folder, by its path inside `root`. Links to folders are not followed."""
+    for folder, folders, names in os.walk(root):
+        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in sorted(names + linked):
+            yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _needed_files(root: Path, bundle: Bundle) -> Iterator[str]:
+    """What a runtime opens of every group. A file is named before it is read: the caller stops at an unlisted one."""
+    yield PLAN
+    for group in bundle.groups:
+        yield f"{group}/{RUNTIME}"
+        config = RuntimeConfig.read(root / group / RUNTIME)
+        yield f"{group}/{config.config}"
+        programs = [config.torch_program, config.triton_program, *config.triton_programs.values()]
+        for program in (name for name in programs if name is not None):
+            yield f"{group}/{program}"
+            yield f"{group}/{ProgramManifest.read(root / group / program).module}"
+        if config.kernels is not None:
+            yield f"{group}/{config.kernels}"
+            for record in read_kernels(root / group / config.kernels):
+                yield f"{group}/{record.source_file}"
+                yield f"{group}/{record.binary_file}"
+
+
+def read_kernels(path: Path) -> tuple[KernelBinary, ...]:
+    """The records of a bundle's `kernels.json`. `InputError` names the file."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(KernelBinary.model_validate(row) for row in rows)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"is no list of kernels ({error})", file=str(path)) from None
 
 
 def read_runtime_config(path: str | Path, group: str | None = None) -> tuple[Path, RuntimeConfig]:

@@ -22,6 +22,8 @@ class Environment(Frozen):
     engine_version: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)  # driver, torch, triton, ...
     clocks: Literal["default", "locked", "unknown"] = "unknown"
+    clock_hz: PositiveFloat | None = None  # of the multiprocessors, seen while they worked
+    memory_clock_hz: PositiveFloat | None = None
     power_cap_w: PositiveFloat | None = None
 
 
@@ -60,7 +62,7 @@ class StepRow(Frozen):
 class KernelRow(Frozen):
     """One kernel launch under its shapes. `bytes` and `flops` are counted from the shapes, not measured."""
 
-    family: str  # gemm, decode_attention, prefill_attention, moe, allreduce, elementwise
+    family: str  # gemm, decode_attention, prefill_attention, moe, allreduce, elementwise, launch
     implementation: str
     dtype: DType
     shapes: dict[str, int]
@@ -68,6 +70,7 @@ class KernelRow(Frozen):
     bytes: NonNegativeFloat
     flops: NonNegativeFloat
     samples: PositiveInt = 1
+    l2: Literal["cold", "warm"] | None = None  # whether repetitions found their operands in the cache; None: not said
 
 
 class Measurements(Document):

@@ -91,13 +91,17 @@ class Dimension:
             return self._error(f"{shown(text)} is negative")
         if re.match(r"0[0-9]", body):
             return self._error(f"{shown(text)} begins with a zero")
-        if re.match(r"[0-9.]+[eE][+-]?[0-9]{3}", body) or re.match(r"[0-9]{31}", body):
+        if re.match(r"[0-9]{31}", body):
             return self._error(f"{shown(text)} is out of any range that makes sense")
         return self._error(f"{shown(text)} is not {self.name}")
 
     def _wrong_unit(self, number: str, unit: str, text: str) -> InputError:
         if not unit:
             return self._error(f"{shown(text)} has no unit")
+        if re.match(r"[eE][+-]?[0-9]{3}", unit):
+            return self._error(f"{shown(text)} is out of any range that makes sense")
+        if re.match(r"[_'][0-9]", unit):
+            return self._error(f"{shown(text)} has a {unit[0]!r}; write nothing between thousands")
         if re.match(r",[0-9]", unit):
             return self._error(f"{shown(text)} has a comma; write a point for decimals, and nothing between thousands")
         for other in (*DIMENSIONS, _BITS):

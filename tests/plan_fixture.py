@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from specs.architecture import load_architecture, weight_bytes_per_rank
 from specs.catalog import load_profile
 from specs.document import DType
 from specs.plan import (
@@ -34,54 +35,15 @@ from specs.plan import (
 )
 from specs.profile import DeviceFacts, EngineProfile
 
-LLAMA_70B: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 8192,
-    "intermediate_size": 28672,
-    "max_position_embeddings": 131072,
-    "num_attention_heads": 64,
-    "num_hidden_layers": 80,
-    "num_key_value_heads": 8,
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-}
-QWEN_30B_A3B: dict[str, Any] = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "head_dim": 128,
-    "hidden_size": 2048,
-    "max_position_embeddings": 40960,
-    "moe_intermediate_size": 768,
-    "num_attention_heads": 32,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 4,
-    "sliding_window": None,
-    "torch_dtype": "bfloat16",
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
-GPT_OSS_20B: dict[str, Any] = {
-    "architectures": ["GptOssForCausalLM"],
-    "model_type": "gpt_oss",
-    "layer_types": ["sliding_attention", "full_attention"] * 12,
-    "max_position_embeddings": 131072,
-    "num_attention_heads": 64,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 8,
-    "num_local_experts": 32,
-    "quantization_config": {"quant_method": "mxfp4"},
-    "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096},
-    "sliding_window": 128,
-    "vocab_size": 201088,
-}
+LLAMA_70B: dict[str, Any] = dict(load_architecture("meta-llama/Llama-3.1-70B").config)
+QWEN_30B_A3B: dict[str, Any] = dict(load_architecture("Qwen/Qwen3-30B-A3B").config)
+GPT_OSS_20B: dict[str, Any] = dict(load_architecture("openai/gpt-oss-20b").config)
+DEEPSEEK_V3: dict[str, Any] = dict(load_architecture("deepseek-ai/DeepSeek-V3").config)
 CONFIGS = {
     "chat": ("meta-llama/Llama-3.1-70B", LLAMA_70B),
     "code": ("Qwen/Qwen3-30B-A3B", QWEN_30B_A3B),
     "tools": ("openai/gpt-oss-20b", GPT_OSS_20B),
+    "deep": ("deepseek-ai/DeepSeek-V3", DEEPSEEK_V3),
 }
 GIB = 2**30
 
@@ -193,7 +155,7 @@ def chat_group(**changes: Any) -> ReplicaGroup:
         layout=Layout(tensor_parallel=4, pipeline_stages=(80,)),
         weights_dtype=DType.BF16,
         limits=Limits(max_num_seqs=64, max_num_batched_tokens=2048, max_model_len=32768),
-        cache=cache_of(35_276_849_152, 80 * 2 * 2 * 128 * 2),
+        cache=cache_of(35_278_831_616, 80 * 2 * 2 * 128 * 2),
         scheduling=Scheduling(),
         replicas=3,
         placement=packed(3, 4),
@@ -212,7 +174,7 @@ def chat_fp8_group(**changes: Any) -> ReplicaGroup:
         layout=Layout(tensor_parallel=2, pipeline_stages=(41, 39)),
         weights_dtype=DType.FP8,
         limits=Limits(max_num_seqs=48, max_num_batched_tokens=4096, max_model_len=16384),
-        cache=cache_of(18_200_000_000, 41 * 2 * 4 * 128, DType.FP8),
+        cache=cache_of(18_592_595_968, 41 * 2 * 4 * 128, DType.FP8),
         scheduling=Scheduling(),
         replicas=1,
         placement=packed(1, 4, first_device=12),
@@ -231,10 +193,56 @@ def code_group(**changes: Any) -> ReplicaGroup:
         layout=Layout(tensor_parallel=1, pipeline_stages=(48,)),
         weights_dtype=DType.FP8,
         limits=Limits(max_num_seqs=128, max_num_batched_tokens=8192, max_model_len=40960),
-        cache=cache_of(30_532_122_624, 48 * 2 * 4 * 128 * 2),
+        cache=cache_of(31_167_246_336, 48 * 2 * 4 * 128 * 2),
         scheduling=Scheduling(),
         replicas=4,
         placement=packed(4, 1, first_device=16),
+    )
+    return changed(group, **changes)
+
+
+def with_true_weights(group: ReplicaGroup) -> ReplicaGroup:
+    """The group with the weights that its model, dtype and layout put on the fullest device."""
+    layout, end, stages = group.layout, 0, []
+    architecture = load_architecture(CONFIGS[group.model][1])
+    for index, layers in enumerate(layout.pipeline_stages):
+        end += layers
+        stages.append(
+            weight_bytes_per_rank(
+                architecture,
+                group.weights_dtype,
+                layout.tensor_parallel,
+                layout.expert_parallel,
+                range(end - layers, end),
+                first=index == 0,
+                last=index == layout.pipeline_parallel - 1,
+                attention_data_parallel=layout.attention_data_parallel,
+            )
+        )
+    return changed(group, cache__memory__weights_bytes=max(stages))
+
+
+def tools_group(**changes: Any) -> ReplicaGroup:
+    """gpt-oss-20b, whose layers keep unequal KV, as it is published, on four H100."""
+    group = chat_group(model="tools", layout__pipeline_stages=(24,), weights_dtype=DType.FP4)
+    return with_true_weights(changed(group, **changes))
+
+
+def deep_group(**changes: Any) -> ReplicaGroup:
+    """DeepSeek-V3 as it is published, in FP8, on two nodes of eight H100: latent attention."""
+    group = ReplicaGroup(
+        id="deep-h100-tp8",
+        model="deep",
+        pool="h100",
+        device="h100-sxm",
+        engine="vllm",
+        layout=Layout(tensor_parallel=8, pipeline_stages=(31, 30)),
+        weights_dtype=DType.FP8,
+        limits=Limits(max_num_seqs=128, max_num_batched_tokens=4096, max_model_len=16384),
+        cache=cache_of(43_896_187_296, 30 * 576 * 2),
+        scheduling=Scheduling(),
+        replicas=1,
+        placement=packed(1, 16),
     )
     return changed(group, **changes)
 
@@ -243,6 +251,7 @@ def plan_of(groups: tuple[ReplicaGroup, ...], routes: tuple[Route, ...], **chang
     """A whole plan around the groups; predictions and certificate are placeholders of the right form."""
     models = sorted({group.model for group in groups})
     classes = sorted({route.request_class for route in routes})
+    pools = {group.pool: group.device for group in groups}
     gpus = sum(group.replicas * group.layout.gpus for group in groups)
     plan = Plan(
         name="fixture",
@@ -316,7 +325,10 @@ def plan_of(groups: tuple[ReplicaGroup, ...], routes: tuple[Route, ...], **chang
         binding=(),
         discarded=(),
         discarded_counts={},
-        spec={"models": {model: {"architecture": CONFIGS[model][0]} for model in models}},
+        spec={
+            "models": {model: {"architecture": CONFIGS[model][0]} for model in models},
+            "hardware": {"pools": [{"name": pool, "device": name} for pool, name in sorted(pools.items())]},
+        },
         traffic_folder=".",
         architectures={model: CONFIGS[model][1] for model in models},
         devices={"h100-sxm": device()},

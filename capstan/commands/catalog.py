@@ -7,6 +7,10 @@ from specs.document import DType
 from specs.errors import InputError, nearest_names
 
 KINDS = ("models", "devices", "nodes", "engines")
+ACTIVE = (
+    "active: parameters that a token is multiplied with, without the experts that it does not visit and without the "
+    "input embedding, a table look-up (tied, it is the head, and counts)"
+)
 
 
 def run_catalog(kind: str, name: str | None, json_output: bool) -> None:
@@ -102,6 +106,10 @@ def _one(kind: str, name: str, json_output: bool) -> None:
             "kv_bytes_per_token_bf16": architecture.kv_bytes_per_token(DType.BF16, 1),
             "tensor_parallel": list(architecture.valid_tensor_parallel(16)),
         }
+        if architecture.state_bytes(1):
+            document["state_bytes_per_sequence"] = architecture.state_bytes(1)
+        if architecture.omitted:
+            document["left_out"] = list(architecture.omitted)
     else:
         load = {"devices": load_device, "nodes": load_node, "engines": load_engine}[kind]
         document = load(name).model_dump(mode="json")
@@ -119,3 +127,5 @@ def _print(kind: str, rows: list[dict[str, object]]) -> None:
     for row in rows:
         made.add_row(*(str(value) for value in row.values()))
     out().print(made)
+    if kind == "models":
+        out().print(f"\n{ACTIVE}", markup=False)

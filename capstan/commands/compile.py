@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from capstan.console import out, print_json
 if TYPE_CHECKING:
     from codegen.bundle import BundleReport
     from codegen.compile import CompiledKernel
+    from specs.bundle import RuntimeConfig
 
 
 def run_compile(
@@ -60,6 +62,7 @@ def _document(report: BundleReport) -> dict[str, object]:
             {
                 "group": one.config.group,
                 "targets": list(one.config.targets),
+                "devices": one.config.layout.gpus,  # of a replica; `capstan serve` runs one
                 "binaries": len(one.binaries),
                 "implementations": [choice.model_dump(mode="json") for choice in one.config.implementations],
             }
@@ -87,4 +90,13 @@ def _print(report: BundleReport) -> None:
         what = f"{len(one.binaries)} kernels, {one.cached} from the cache" if one.binaries else "the torch program"
         console.print(f"{one.config.group}: {what}; targets {', '.join(one.config.targets)}")
     console.print(f"Wrote {len(report.manifest.files) + 1} files to {report.directory}.")
-    console.print(f"Serve with: capstan serve {report.directory}")
+    for one in report.groups:
+        console.print(f"{one.config.group}: {how_to_serve(report.directory, one.config)}", markup=False, soft_wrap=True)
+
+
+def how_to_serve(bundle: Path, config: RuntimeConfig) -> str:
+    """What is true of this group: the command that serves it, or why none does."""
+    if config.layout.gpus > 1:
+        return f"compiled, not served yet: a replica takes {config.layout.gpus} devices, `capstan serve` runs one"
+    model = " --model DIR" if config.source.kind == "directory" and config.source.directory is None else ""
+    return f"serve with: capstan serve {shlex.quote(str(bundle))} --group {config.group}{model}"

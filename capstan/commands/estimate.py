@@ -5,35 +5,70 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from capstan.table_files import Columns, read_table_file
 from specs.errors import InputError
+
+if TYPE_CHECKING:
+    from planner.operators import DeviceModel
 
 PREDICTED = "predicted_latency_ms"
 UNIT_FACTOR = 100.0  # median distance of measured to predicted beyond which the unit, not the model, is wrong
-Columns = dict[str, list[object]]
 
 
-def run_estimate(operators: Path, device: str, output: Path, json_output: bool = False) -> None:
+def run_estimate_command(
+    points: Path | None,
+    operators: Path | None,
+    device: str | None,
+    output: Path,
+    json_output: bool,
+    profile: Path | None,
+    explain: int | None,
+) -> None:
+    """The form that the arguments ask for. `InputError` where they ask for both or none, or do not go together."""
+    if (points is None) == (operators is None):
+        raise InputError("one table is needed", field="POINTS", expected="POINTS.csv or --operators TABLE")
+    if operators is not None:
+        if explain is not None:
+            raise InputError("is of points", field="--explain", expected="POINTS.csv")
+        run_estimate(operators, device, output, json_output, profile)
+        return
+    from capstan.commands.estimate_points import run_estimate_points
+
+    for name, value in (("--device", device), ("--profile", profile)):
+        if value is not None:
+            raise InputError("is of --operators: a point names its GPU", field=name)
+    assert points is not None
+    run_estimate_points(points, output, json_output, explain)
+
+
+def run_estimate(
+    operators: Path, device: str | None, output: Path, json_output: bool = False, profile: Path | None = None
+) -> None:
     """Write the table as CSV, every row and column in order, with `predicted_latency_ms` appended.
 
-    `operators`: parquet or CSV with the columns of gemm, attention, moe, mla, nccl or custom_allreduce tables.
-    `device`: catalogue name, alias, or the name of a tables' folder. A blank or absent `latency` column is
-    fine; where it is filled, the error is reported. Raises `InputError` for an unknown device, family or
-    element type, a wrong schema or unit, and rows that are not positive numbers. Nothing is written then.
+    `operators`: parquet or CSV with the columns of gemm, attention, moe, mla, mla_bmm, moe_a2a, nccl or
+    custom_allreduce tables.
+    `device`: catalogue name, alias, or the name of a tables' folder. `profile`: one that `capstan calibrate` wrote; the
+    device is then its own, and a family that it does not hold is the catalogue's, which is said. A blank or absent
+    `latency` column is fine; where it is filled, the error is reported. Raises `InputError` for an unknown device,
+    family or element type, a wrong schema or unit, and rows that are not positive numbers. Nothing is written then.
     """
     import numpy as np
 
     from capstan.console import print_json, warn
-    from planner.operators import device_model, predict, read_columns
+    from planner.operators import predict, read_columns
+    from planner.operators.tables import MICROSECONDS
     from specs.document import write_atomically
 
-    model = device_model(device)
-    columns, first_line = _read(operators)
+    columns, first_line = read_table_file(operators)
     if PREDICTED in columns:
         raise InputError("is there already", file=str(operators), field=PREDICTED, expected="a measured table")
     table = read_columns(columns, str(operators), first_line)
+    model = _model(device, profile, table.family)
     seconds, notes = predict(table, model, str(operators))
     document: dict[str, object] = {
         "device": model.device,
@@ -49,7 +84,7 @@ def run_estimate(operators: Path, device: str, output: Path, json_output: bool =
                 f"values are {middle:.3g} times what {model.device} takes: another unit",
                 file=str(operators),
                 field="latency",
-                expected="milliseconds",
+                expected="microseconds" if table.family in MICROSECONDS else "milliseconds",
             )
         error = np.abs(seconds / table.seconds - 1.0)
         document["error_p50"], document["error_p90"] = float(np.median(error)), float(np.quantile(error, 0.9))
@@ -67,63 +102,41 @@ def run_estimate(operators: Path, device: str, output: Path, json_output: bool =
     print(text)
 
 
-def _read(path: Path) -> tuple[Columns, int | None]:
-    """(columns of Python values in order, line of the first row in a text file)."""
-    if not path.is_file():
-        raise InputError("cannot be read (no such file)", file=str(path), expected="a parquet or CSV kernel table")
-    with path.open("rb") as stream:
-        magic = stream.read(4)
-    return (_read_parquet(path), None) if magic == b"PAR1" else (_read_csv(path), 2)
+def _model(device: str | None, profile: Path | None, family: str) -> DeviceModel:
+    """The model of the profile, where it holds the family; else that of the catalogue."""
+    from planner.operators import DeviceModel, device_model
+    from specs.catalog import load_device
 
+    if profile is None:
+        if device is None:
+            raise InputError("is needed", field="--device", expected="a GPU of the catalogue, or --profile FILE")
+        return device_model(device)
+    from planner.cost.calibration import operators_of, read_profile
 
-def _read_parquet(path: Path) -> Columns:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"is not readable as parquet ({str(error).splitlines()[0]})", file=str(path)) from None
-    _unique(table.column_names, path)
-    return {name: table[name].to_pylist() for name in table.column_names}
-
-
-def _read_csv(path: Path) -> Columns:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError("is neither parquet nor UTF-8 text", file=str(path), expected="parquet or CSV") from None
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-    except csv.Error as error:
-        raise InputError(f"is not CSV ({error})", file=str(path)) from None
-    if not rows:
-        raise InputError("is empty", file=str(path), expected="a kernel table")
-    _unique(rows[0], path)
-    for number, row in enumerate(rows[1:], start=1):
-        if len(row) != len(rows[0]):
-            raise InputError(
-                f"row {number} has {len(row)} values", file=str(path), line=number + 1, expected=f"{len(rows[0])}"
-            )
-    return {name: [row[place] for row in rows[1:]] for place, name in enumerate(rows[0])}
-
-
-def _unique(names: Sequence[str], path: Path) -> None:
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise InputError("stands twice", file=str(path), field=name, expected="one column of a name")
+    own = read_profile(profile)
+    if device is not None and load_device(device).name != own.device:
+        raise InputError(
+            f"is a profile of {own.device}", file=str(profile), field="device", expected=load_device(device).name
+        )
+    operators = operators_of(own)
+    if operators is not None and family in operators.lanes:
+        return DeviceModel(own.device, operators, operators.facts(), 1.0, None)
+    model = device_model(own.device)
+    note = f"{profile} holds no {family} rows: these are the catalogue's" + (f"; {model.note}" if model.note else "")
+    return replace(model, note=note)
 
 
 def _csv(columns: Columns, predicted: list[str]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*columns, PREDICTED])
-    cells = [[_text(value) for value in values] for values in columns.values()]
+    cells = [[cell_text(value) for value in values] for values in columns.values()]
     writer.writerows(zip(*cells, predicted, strict=True))
     return stream.getvalue()
 
 
-def _text(value: object) -> str:
+def cell_text(value: object) -> str:
+    """A cell as CSV text; blank where there is nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return repr(value) if isinstance(value, float) else str(value)

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planner.problem import Machine
+    from planner.facts import Machine
+    from specs.deployment import DeploymentSpec
 
 CPU = "cpu"
 
 
 def profile_path(device: str = CPU) -> Path:
     """Where `capstan calibrate` puts a profile and `capstan up` looks for it: the user's config directory (XDG)."""
-    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(base) / "capstan" / "profiles" / f"{device}.json"
+    from specs.directories import config_home
+
+    return config_home() / "profiles" / f"{device}.json"
 
 
 def this_machine(profile: Path | None = None) -> Machine:
@@ -23,7 +25,7 @@ def this_machine(profile: Path | None = None) -> Machine:
 
     `InputError` where the profile is no profile of `cpu`.
     """
-    from planner.problem import Machine
+    from planner.facts import Machine
     from specs.catalog import load_device, load_profile
     from specs.errors import InputError
     from specs.profile import DeviceProfile
@@ -37,3 +39,26 @@ def this_machine(profile: Path | None = None) -> Machine:
     if read.device != CPU:
         raise InputError(f"is a profile of {read.device!r}", file=str(path), field="device", expected=repr(CPU))
     return Machine(device, read)
+
+
+def machine_of_profile(path: Path, spec: DeploymentSpec) -> Machine:
+    """The catalogue's device of a profile that `capstan calibrate` wrote, with that profile.
+
+    `InputError` where it is no profile, or of a device that no pool of `spec` holds.
+    """
+    from planner.cost.calibration import read_profile
+    from planner.facts import Machine
+    from specs.catalog import load_device
+    from specs.errors import InputError
+
+    profile = read_profile(path)
+    device = load_device(profile.device)
+    held = {load_device(pool.device).name for pool in spec.hardware.pools}
+    if device.name not in held:
+        raise InputError(
+            f"is a profile of {device.name}, which no pool holds",
+            file=str(path),
+            field="device",
+            expected=f"one of {', '.join(sorted(held))}",
+        )
+    return Machine(device, profile)

@@ -10,29 +10,27 @@ from typing import TYPE_CHECKING
 
 import capstan
 from capstan.console import count_text, facts, limit_text, out, print_json, progress_line, seconds_text, table
-from capstan.input_files import at_its_line, read_spec
-from specs.errors import InputError
+from capstan.input_files import at_its_line, read_spec, refuse_unwritable, warn_of_quantised_names
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from specs.deployment import SLO, DeploymentSpec
-    from specs.plan import ClassPrediction, GroupPrediction, Plan, ReplicaGroup
+    from specs.plan import ClassPrediction, Cost, GroupPrediction, Plan, ReplicaGroup
 
 SHOWN = ("p50", "p90", "p99")
 Metrics = tuple[tuple[str, str, dict[str, float]], ...]  # field of an SLO, what people call it, percentiles in seconds
 
 
-def run_plan(spec: Path, output: Path, seed: int, json_output: bool) -> None:
+def run_plan(spec: Path, output: Path, seed: int, json_output: bool, profile: Path | None = None) -> None:
     """Plan `spec` and write the plan to `output`; the decision as a table, or the plan itself as JSON on stdout.
 
     `InputError` (exit 2) for wrong input, `NoPlanError` (exit 3) where nothing satisfies the spec; then nothing is
     written.
     """
-    if output.is_dir():  # known before minutes of planning are lost on it
-        raise InputError("is a folder", file=str(output), expected="a file such as plan.json")
+    refuse_unwritable(output)
     started = time.perf_counter()
-    plan = planned(spec, seed)
+    plan = planned(spec, seed, profile)
     # relative to the plan, so that both may be moved together and the bytes do not depend on the current folder
     folder = os.path.relpath(spec.resolve().parent, output.resolve().parent)
     plan = plan.model_copy(update={"traffic_folder": Path(folder).as_posix()})
@@ -49,13 +47,24 @@ def run_plan(spec: Path, output: Path, seed: int, json_output: bool) -> None:
         console.print(f"      capstan export {output} --to vllm -o deploy/", markup=False)
 
 
-def planned(spec: Path, seed: int = 0) -> Plan:
-    """The plan of a spec file; errors carry the line of the statement they are about."""
+def planned(spec: Path, seed: int = 0, profile: Path | None = None) -> Plan:
+    """The plan of a spec file; errors carry the line of the statement they are about.
+
+    `profile`: one that `capstan calibrate` wrote, in the place of the catalogue's for its device.
+    """
+    from capstan.commands.machine import machine_of_profile
     from planner.plan import make_plan
+    from specs.compilable import refuse_uncompilable
 
     loaded = read_spec(spec)
+    machine = None if profile is None else machine_of_profile(profile, loaded.spec)
     with progress_line("planning") as progress, at_its_line(loaded):
-        return make_plan(loaded.spec, loaded.base_dir, seed=seed, progress=progress, version=capstan.__version__)
+        refuse_uncompilable(loaded.spec, loaded.base_dir)
+        plan = make_plan(
+            loaded.spec, loaded.base_dir, seed=seed, progress=progress, version=capstan.__version__, machine=machine
+        )
+    warn_of_quantised_names(loaded.spec, plan.architectures)
+    return plan
 
 
 def print_decision(plan: Plan) -> None:
@@ -97,7 +106,7 @@ def _group_rows(plan: Plan, group: ReplicaGroup, load: GroupPrediction) -> Itera
     yield "token budget", f"{limits.max_num_batched_tokens:,}"
     yield "max length", f"{limits.max_model_len:,}"
     yield "utilisation", f"{load.utilisation:.0%} of the best batches' capacity"
-    yield "at the peak", f"{load.running_peak:,} sequences, {load.kv_occupancy_peak:.0%} of the blocks"
+    yield "at the peak", f"{count_text(load.running_peak, 'sequence')}, {load.kv_occupancy_peak:.0%} of the blocks"
     yield "preemptions", f"{load.preemptions:,}"
 
 
@@ -164,13 +173,14 @@ def summary(plan: Plan) -> Iterator[tuple[str, str]]:
     noun = nouns.pop() if len(nouns) == 1 else "device"
     nodes = ", ".join(f"{count_text(count, 'node')} of {pool}" for pool, count in cost.nodes.items())
     idle = f", {cost.gpus_rented - cost.gpus} of them idle" if cost.gpus_rented > cost.gpus else ""
-    yield "hardware", f"{count_text(cost.gpus_rented, noun)} on {nodes}{idle}; {cost.power_w / 1000:.1f} kW"
+    yield "hardware", f"{count_text(cost.gpus_rented, noun)} on {nodes}{idle}"
+    yield "energy", "; ".join(_energy(cost))
     if cost.usd_per_hour is not None:
         each = f"${cost.usd_per_hour:,.2f}/h"
         if cost.usd_per_million_tokens is not None and cost.usd_per_million_output_tokens is not None:
             each += (
                 f"; ${cost.usd_per_million_tokens:.3f} per million tokens, "
-                f"${cost.usd_per_million_output_tokens:.2f} per million output tokens"
+                f"${cost.usd_per_million_output_tokens:.2f} per million output tokens, at the mean of the traffic"
             )
         yield "cost", each
     prompt = sum(group.prompt_tokens_per_s for group in plan.predictions.groups)
@@ -188,6 +198,16 @@ def summary(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "", note
     for binding in plan.binding:
         yield "binding", f"{binding.statement}: {binding.used} of {binding.limit}"
+
+
+def _energy(cost: Cost) -> Iterator[str]:
+    """Watts of the devices, joules of a token, grams where the spec declares an intensity."""
+    yield f"{cost.power_w / 1000:.1f} kW (predicted, devices only)"
+    if cost.joules_per_token is not None and cost.joules_per_output_token is not None:
+        yield f"{cost.joules_per_token:.2g} J per token, {cost.joules_per_output_token:.2g} J per output token"
+    if cost.grams_co2_per_hour is not None and cost.grams_co2_per_million_tokens is not None:
+        grams = cost.grams_co2_per_million_tokens
+        yield f"{cost.grams_co2_per_hour / 1000:,.2f} kg CO2/h, {grams:,.0f} g per million tokens"
 
 
 def _proof(plan: Plan, noun: str) -> Iterator[tuple[str, str]]:
@@ -217,21 +237,20 @@ def _proof(plan: Plan, noun: str) -> Iterator[tuple[str, str]]:
 
 
 def _errors_text(plan: Plan) -> str:
-    """The kernel errors of the profiles in use, as their fit reported them; of borrowed ones nothing is known."""
+    """Median errors of single kernels on rows that no fit saw, over the families of kernels; of borrowed ones nothing
+    is known."""
+    from planner.cost.latency import kernel_errors
+
     found = []
     for group in plan.groups:
         pool = next(pool for pool in plan.spec["hardware"]["pools"] if pool["name"] == group.pool)
         profile = plan.profiles[pool["device"]]
-        if profile.confidence == "borrowed":
+        errors = kernel_errors(plan.devices[pool["device"]], profile)
+        if not errors:
             found.append(f"{group.device} unknown")
             continue
-        quantiles = profile.error_quantiles
-        held_out = {
-            name: value for name, value in quantiles.items() if "not_held_out" not in name and "_from_" not in name
-        }
-        median = [value for name, value in held_out.items() if name.endswith("p50")]
-        if median:
-            found.append(f"{group.device} {min(median):.0%} to {max(median):.0%}")
+        low, high = min(errors.values()), max(errors.values())
+        found.append(f"{group.device} {low:.0%}" + (f" to {high:.0%}" if f"{high:.0%}" != f"{low:.0%}" else ""))
     if not found:
         return ""
-    return "; median error of single kernels, by kind, on held-out rows: " + ", ".join(dict.fromkeys(found))
+    return "; median error of single kernels, by family, on held-out rows: " + ", ".join(dict.fromkeys(found))

@@ -15,14 +15,15 @@ def run_serve(
     device: str = "auto",
     drain_s: float = 30.0,
 ) -> None:
-    """Take the port, load, serve. SIGTERM or Ctrl-C drains for `drain_s` seconds; a second one ends at once.
+    """Verify the bundle, take the port, load, serve. SIGTERM or Ctrl-C drains for `drain_s` seconds; a second one ends
+    at once.
 
     `host`, `port`: as the bundle says where None. Raises `InputError` for what is wrong with bundle, port or weights.
     """
-    from specs.bundle import read_runtime_config
-
-    _, config = read_runtime_config(bundle, group)
     with_extra("serve")
+    from runtime.config import open_group
+
+    config = open_group(bundle, group).config
     from runtime.server.serve import address_of, make_server, serve_on, take_port
 
     taken = take_port(host or config.host, config.port if port is None else port)

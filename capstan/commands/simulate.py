@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from capstan.commands.plan import embedded_spec
 from capstan.console import count_text, limit_text, out, print_json, progress_line, seconds_text, table
 from capstan.input_files import read_plan
-from specs.errors import InputError
+from specs.errors import InputError, nearest_names
 
 if TYPE_CHECKING:
-    from specs.deployment import SLO
+    from specs.deployment import SLO, TraceFormat
 
 SHOWN = ("p50", "p90", "p95", "p99")
 METRICS = (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "E2E"))
@@ -23,8 +23,9 @@ METRICS = (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "E2E"))
 def run_simulate(
     plan: Path,
     trace: Path | None,
+    trace_format: str | None,
     rate: float | None,
-    seconds: float,
+    seconds: float | None,
     seed: int | None,
     exact: bool,
     json_output: bool,
@@ -32,17 +33,40 @@ def run_simulate(
     """Simulate and print percentiles, attainment, load; the verdict does not change the exit code."""
     from planner.simulate_plan import simulate_plan
 
+    chosen = None if trace_format is None else _known_format(trace_format)
     document = read_plan(plan)
     started = time.process_time()
     with progress_line("simulating"), _in_plan(plan):
         summary = simulate_plan(
-            document, plan.parent, trace=trace, rate_per_s=rate, seconds=seconds, seed=seed, exact=exact
+            document,
+            plan.parent,
+            trace=trace,
+            trace_format=chosen,
+            rate_per_s=rate,
+            seconds=seconds,
+            seed=seed,
+            exact=exact,
         )
     summary["cpu_s"] = time.process_time() - started
     if json_output:
         print_json(summary)
         return
     _print(summary, {traffic.name: traffic.slo for traffic in embedded_spec(document).traffic})
+
+
+def _known_format(name: str) -> TraceFormat:
+    from specs.deployment import TraceFormat
+
+    formats: tuple[TraceFormat, ...] = get_args(TraceFormat)
+    for known in formats:
+        if name == known:
+            return known
+    raise InputError(
+        f"unknown trace format {name!r}",
+        field="--format",
+        expected=" | ".join(formats),
+        nearest=nearest_names(name, formats),
+    )
 
 
 @contextmanager

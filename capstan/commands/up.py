@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from planner.facts import Machine
     from runtime.service import Service
     from specs.bundle import ModelSource
     from specs.deployment import DeploymentSpec
@@ -35,15 +35,21 @@ def run_up(
     one with `smoke`. `profile`: a calibrated profile of this CPU (default: the one `capstan calibrate` wrote, if any).
     Raises `InputError`, `NoPlanError` as the parts do, `SmokeError` for a wrong answer.
     """
+    from capstan.commands.machine import this_machine
     from capstan.commands.serve import with_extra
+    from capstan.input_files import at_its_line, read_spec
 
     with_extra("up")
-    declared, name = _declared(spec, model_dir)
+    loaded = read_spec(spec)
+    with at_its_line(loaded):
+        declared, name = _declared(loaded.spec, spec.parent, model_dir)
+        source = _source(declared, name, spec.parent, seed)
+    machine = this_machine(profile)
     from runtime.server.serve import take_port
 
     with take_port(host, (0 if smoke else 8000) if port is None else port) as taken:
-        source = _source(declared, name, spec.parent, seed)
-        plan, group = _plan(declared, spec, profile)
+        with at_its_line(loaded):
+            plan, group = _plan(declared, spec.parent, machine)
         bundle = _compile(plan, group, source, device)
         from runtime.server.serve import address_of, make_server, serve_in_thread, serve_on
         from runtime.service import load_service
@@ -56,6 +62,7 @@ def run_up(
             if smoke:
                 thread = serve_in_thread(server, taken)
                 _smoke(service, address_of(taken), TOLERANCE[group.weights_dtype.value])
+                _compare(machine, plan, group, service, address_of(taken))
                 server.stop(0.0)
                 thread.join()
                 return
@@ -70,23 +77,20 @@ def run_up(
             service.engine.stop()
 
 
-def _declared(spec: Path, model_dir: Path | None) -> tuple[DeploymentSpec, str]:
+def _declared(declared: DeploymentSpec, base_dir: Path, model_dir: Path | None) -> tuple[DeploymentSpec, str]:
     """The spec, the user's checkpoint in its place, and the name of its one model."""
-    from specs.deployment import load_deployment
+    from specs.compilable import refuse_uncompilable
     from specs.errors import InputError
 
-    declared = load_deployment(spec)
     if len(declared.models) != 1:
         raise InputError(
             f"declares {len(declared.models)} models",
-            file=str(spec),
             field="models",
             expected="one model; `capstan compile` and `capstan serve --group` run the groups of a larger plan",
         )
     if declared.choices.engine != ("capstan",):
         raise InputError(
             f"plans for {', '.join(declared.choices.engine)}, which is exported and not served here",
-            file=str(spec),
             field="choices.engine",
             expected="engine: capstan (or `capstan plan` and `capstan export`)",
         )
@@ -98,6 +102,7 @@ def _declared(spec: Path, model_dir: Path | None) -> tuple[DeploymentSpec, str]:
             )
         model = model.model_copy(update={"architecture": str(model_dir.resolve())})
         declared = declared.model_copy(update={"models": {name: model}})
+    refuse_uncompilable(declared, base_dir)
     return declared, name
 
 
@@ -121,19 +126,17 @@ def _source(declared: DeploymentSpec, name: str, base_dir: Path, seed: int) -> M
     )
 
 
-def _plan(declared: DeploymentSpec, spec: Path, profile: Path | None) -> tuple[Plan, ReplicaGroup]:
+def _plan(declared: DeploymentSpec, base_dir: Path, machine: Machine) -> tuple[Plan, ReplicaGroup]:
     import capstan
-    from capstan.commands.machine import this_machine
     from planner.plan import make_plan
     from specs.errors import InputError
 
-    machine = this_machine(profile)
     _say(f"planning (profile of this CPU: {machine.profile.confidence})")
-    plan = make_plan(declared, spec.parent, machine=machine, version=capstan.__version__)
+    plan = make_plan(declared, base_dir, machine=machine, version=capstan.__version__)
     if len(plan.groups) != 1:
         raise InputError(
             f"its plan has {len(plan.groups)} replica groups",
-            file=str(spec),
+            field="models",
             expected="one group; `capstan compile` and `capstan serve --group` run the groups of a larger plan",
         )
     group = plan.groups[0]
@@ -149,6 +152,7 @@ def _compile(plan: Plan, group: ReplicaGroup, source: ModelSource, device: str) 
     """The bundle of this plan in the user's cache directory, under a name that its content gives."""
     from codegen.bundle import compile_plan
     from runtime.model_runner import choose_device
+    from specs.directories import cache_home
 
     targets = None
     if choose_device(device).type == "cpu":
@@ -156,8 +160,7 @@ def _compile(plan: Plan, group: ReplicaGroup, source: ModelSource, device: str) 
         if plan.devices[group.device].vendor != "cpu":
             _say(f"note: planned for {group.device}; there is none here, so the torch program runs on the CPU")
     content = plan.to_json() + source.model_dump_json() + repr(targets)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    bundle = Path(base) / "capstan" / "bundles" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    bundle = cache_home() / "bundles" / hashlib.sha256(content.encode()).hexdigest()[:16]
     _say(f"compiling to {bundle}")
     compile_plan(plan, bundle, targets, groups=[group.id], model_sources={group.model: source})
     return bundle
@@ -176,6 +179,42 @@ def _smoke(service: Service, address: str, tolerance: float) -> None:
     print(
         f"smoke: {report.requests} requests, {report.tokens} tokens checked, largest difference of a log-probability "
         f"{report.worst_difference:.1e} (allowed {tolerance:g}), {report.seconds:.1f} s"
+    )
+
+
+def _compare(machine: Machine, plan: Plan, group: ReplicaGroup, service: Service, address: str) -> None:
+    """One request alone: the TPOT that the planner's cost model gives those very steps, and what a client saw.
+
+    Only on a CPU that was planned for, whose memory and cores (and profile, if any) the cost model has; and not for
+    windowed attention, which its single steps leave out.
+    """
+    from specs.architecture import load_architecture
+
+    architecture = load_architecture(plan.architectures[group.model])
+    if service.device != "cpu" or group.device != machine.device.name or architecture.window_tokens is not None:
+        return
+    from planner.cost.calibrated import MeasuredModel, predict_steps
+    from runtime.smoke import TIMED_PROMPT_TOKENS, TIMED_TOKENS, observed_tpot
+    from specs.measurements import StepRow
+
+    model = MeasuredModel(architecture, group.weights_dtype, group.cache.kv_dtype, plan.engines["capstan"])
+    steps = [
+        StepRow(
+            seconds=1.0,  # not read
+            tokens=1,
+            sequences=1,
+            decodes=1,
+            decode_context_tokens=TIMED_PROMPT_TOKENS + made,
+            prefill_chunks=0,
+            prefill_pairs=0,
+        )
+        for made in range(1, TIMED_TOKENS)
+    ]
+    predicted_s = float(predict_steps(machine.profile, steps, machine.device, model).mean())
+    observed_s = observed_tpot(address, service.model)
+    print(
+        f"one request alone: predicted TPOT {1e3 * predicted_s:.2f} ms (profile of this CPU: "
+        f"{machine.profile.confidence}), observed {1e3 * observed_s:.2f} ms"
     )
 
 

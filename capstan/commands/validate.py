@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capstan.console import limit_text, out, print_json, progress_line, table, warn
-from capstan.input_files import at_its_line, read_spec
+from capstan.input_files import at_its_line, read_spec, warn_of_quantised_names
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from planner.problem import Problem
     from specs.deployment import SLO, DeploymentSpec, LengthSpec, TrafficClass
 
 
@@ -21,15 +22,15 @@ def run_validate(spec: Path, json_output: bool) -> None:
 
     Models, devices and traces are loaded, the traffic is drawn, the configurations are enumerated. `InputError` where
     something is wrong; `NotHonouredError` where the spec declares what this version does not honour. A model that boots
-    on nothing declared is warned of: the spec is valid, but has no plan.
+    on nothing declared is warned of: the spec is valid, but has no plan. In the JSON, null is what is not declared.
     """
     from planner.problem import pose
-    from specs.deployment import resolved
 
     loaded = read_spec(spec)
     with progress_line("checking"), at_its_line(loaded):
         problem = pose(loaded.spec, loaded.base_dir)
-    document = resolved(loaded.spec)
+    document = in_effect(problem)
+    warn_of_quantised_names(loaded.spec, {name: item.config for name, item in problem.facts.architectures.items()})
     booting = Counter(family.model for family in problem.families)
     for name in loaded.spec.models:
         if not booting[name]:
@@ -37,13 +38,40 @@ def run_validate(spec: Path, json_output: bool) -> None:
     if json_output:
         print_json(document)
         return
-    _print_yaml(document)
+    _print_yaml(_declared(document))
     console = out()
     console.print()
     for part in _summary(loaded.spec, booting):
         console.print(part)
         console.print()
     console.print(f"[green]valid[/green]: {loaded.spec.objective}; every statement is honoured")
+
+
+def in_effect(problem: Problem) -> dict[str, Any]:
+    """The declaration in plain JSON types with every default written out, those that models and traffic decide too."""
+    from planner.candidates.enumerate import model_length
+    from planner.problem import longest_request
+    from specs.deployment import resolved
+
+    models = {}
+    for name, model in problem.spec.models.items():
+        architecture = problem.facts.architectures[name]
+        longest = longest_request(problem.windows, problem.classes_of[name])
+        models[name] = model.model_copy(
+            update={
+                "weights": model.weights or (architecture.native_weights_dtype,),
+                "max_context_tokens": model_length(name, model, architecture, longest),
+            }
+        )
+    return resolved(problem.spec.model_copy(update={"models": models}))
+
+
+def _declared(value: Any) -> Any:
+    """`value` without fields that hold nothing: what is not declared needs no line."""
+    if isinstance(value, dict):
+        kept = {name: _declared(item) for name, item in value.items()}
+        return {name: item for name, item in kept.items() if item is not None and item != {} and item != []}
+    return [_declared(item) for item in value] if isinstance(value, list) else value
 
 
 def _print_yaml(document: dict[str, object]) -> None:

@@ -9,17 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from codegen.exports.checkpoint import checkpoint_dtype, checkpoint_name, keeps_uniform_kv, quantises_kv
+from codegen.exports.checkpoint import (
+    checkpoint_dtype,
+    checkpoint_name,
+    compresses_kv,
+    keeps_uniform_kv,
+    quantises_kv,
+)
 from specs.document import DType
 from specs.errors import CapstanError, InputError
 from specs.plan import Plan, ReplicaGroup
 
 Value = str | int | float | bool
+
+# vLLM 0.24.0's kernels for latent attention (MLA) take blocks of 32 or 64 tokens (FlashInfer), 64 (FlashMLA), 128
+# (CUTLASS) or multiples of 16 (FlashAttention on Hopper with a 16-bit cache; Triton, the slowest and the last choice).
+LARGEST_LATENT_BLOCK = 128
 
 _SIXTEEN_BIT = {DType.FP16: "float16", DType.BF16: "bfloat16", DType.FP32: "float32"}
 
@@ -156,14 +167,17 @@ def vllm_arguments(plan: Plan, group: ReplicaGroup) -> EngineArguments:
     options += [
         ("max-num-seqs", limits.max_num_seqs),
         ("max-num-batched-tokens", limits.max_num_batched_tokens),
-        ("max-model-len", _max_model_len(group, notes)),
+        ("max-model-len", _max_model_len(plan, group, notes)),
         ("gpu-memory-utilization", memory_fraction(group)),
-        ("block-size", cache_.block_size_tokens),
-        _kv_size(plan, group, notes),
+        *_kv_size(plan, group, notes),
         ("kv-cache-dtype", _kv_cache_dtype(plan, group)),
         ("enable-prefix-caching", cache_.prefix_caching),
         ("enable-chunked-prefill", group.scheduling.chunked_prefill),
         ("scheduling-policy", group.scheduling.order),
+        # The plan was simulated with admission by the first chunk (`specs.service.batch_former`); the engine's default
+        # is to wait until the whole prompt has blocks.
+        ("scheduler-reserve-full-isl", False),
+        ("shutdown-timeout", drain_s(plan, group)),
     ]
     environment: tuple[tuple[str, str], ...] = ()
     if layout.pipeline_parallel > 1:
@@ -176,6 +190,15 @@ def memory_fraction(group: ReplicaGroup) -> float:
     """Share of the device's memory that the plan lets the engine take, to four decimals (the bytes are rounded)."""
     memory = group.cache.memory
     return min(1.0, round(memory.available_bytes / memory.device_bytes, 4))
+
+
+def drain_s(plan: Plan, group: ReplicaGroup) -> int:
+    """Seconds that running requests get when a replica is stopped: twice the longest percentile that was simulated of
+    the classes that it serves, in whole minutes, from one to sixty."""
+    classes = {route.request_class for route in plan.routes if route.group == group.id}
+    predicted = (item.e2e_s for item in plan.predictions.classes if item.request_class in classes)
+    longest = max((seconds for table in predicted for seconds in table.values()), default=0.0)
+    return 60 * min(60, max(1, ceil(2 * longest / 60)))
 
 
 def _activation_dtype(plan: Plan, group: ReplicaGroup) -> str:
@@ -217,11 +240,18 @@ def _kv_cache_dtype(plan: Plan, group: ReplicaGroup) -> str:
     return names[kv_dtype]
 
 
-def _max_model_len(group: ReplicaGroup, notes: list[str]) -> int:
+def _max_model_len(plan: Plan, group: ReplicaGroup, notes: list[str]) -> int:
     """The plan's longest request, less where it would need the one block that the engine keeps for itself."""
-    usable = (group.cache.num_blocks - 1) * group.cache.block_size_tokens
+    block = LARGEST_LATENT_BLOCK if compresses_kv(plan, group.model) else group.cache.block_size_tokens
+    usable = (group.cache.capacity_tokens // block - 1) * block
     if group.limits.max_model_len <= usable:
         return group.limits.max_model_len
+    if usable < 1:
+        raise InputError(
+            f"{group.cache.capacity_tokens} tokens of KV cache are no more than the one block that the engine keeps",
+            field=f"groups.{group.id}.cache.num_blocks",
+            expected=f"more than {2 * block} tokens",
+        )
     notes.append(
         f"The engine keeps one KV block for itself, so the longest request is {usable} tokens "
         f"(the plan: {group.limits.max_model_len})."
@@ -229,18 +259,24 @@ def _max_model_len(group: ReplicaGroup, notes: list[str]) -> int:
     return usable
 
 
-def _kv_size(plan: Plan, group: ReplicaGroup, notes: list[str]) -> tuple[str, Value]:
-    """The plan's KV cache: as blocks where all layers keep equal KV, in bytes otherwise.
+def _kv_size(plan: Plan, group: ReplicaGroup, notes: list[str]) -> list[tuple[str, Value]]:
+    """The plan's KV cache: as blocks where the plan's blocks are the engine's, in bytes otherwise.
 
     A block of the engine holds `block-size` tokens of one group of equal layers. Where windowed or recurrent layers
     stand beside full attention there are several groups, and a count of blocks means something else than in the plan.
+    The block size of latent attention (MLA) is the engine's to choose: its fastest kernels take 64 or 128 tokens only,
+    and one that cannot take a stated size is passed over in silence for a slower one.
     """
     cache_ = group.cache
-    if keeps_uniform_kv(plan, group.model):
-        return "num-gpu-blocks-override", cache_.num_blocks
+    latent = compresses_kv(plan, group.model)
+    if keeps_uniform_kv(plan, group.model) and not latent:
+        return [("block-size", cache_.block_size_tokens), ("num-gpu-blocks-override", cache_.num_blocks)]
     notes.append(
-        "Layers of this model keep unequal KV, so the size of the KV cache is given in bytes: the engine divides it "
-        "into blocks in its own way."
+        "This model's KV cache is given in bytes, and the engine picks the block size that its attention kernel takes."
+        if latent
+        else "Layers of this model keep unequal KV, so the size of the KV cache is given in bytes: the engine divides "
+        "it into blocks in its own way."
     )
     planned = int(cache_.capacity_tokens * cache_.memory.kv_bytes_per_token)
-    return "kv-cache-memory-bytes", min(planned, cache_.memory.kv_bytes) or cache_.memory.kv_bytes
+    size = ("kv-cache-memory-bytes", min(planned, cache_.memory.kv_bytes) or cache_.memory.kv_bytes)
+    return [size] if latent else [("block-size", cache_.block_size_tokens), size]

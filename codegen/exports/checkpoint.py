@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from specs.architecture import stated_quantisation
 from specs.document import DType
 from specs.errors import InputError
 from specs.plan import Plan
@@ -61,8 +62,8 @@ def checkpoint_dtype(plan: Plan, model: str) -> DType | None:
 
     `InputError` where the config names a method that says nothing about the size of the weights.
     """
-    stated = plan.architectures.get(model, {}).get("quantization_config")
-    if not isinstance(stated, Mapping):
+    stated = stated_quantisation(plan.architectures.get(model, {}))
+    if stated is None:
         return None
     method = str(stated.get("quant_method", "")).lower()
     bits = _stated_bits(stated)
@@ -86,8 +87,8 @@ def checkpoint_dtype(plan: Plan, model: str) -> DType | None:
 
 def quantises_kv(plan: Plan, model: str) -> bool:
     """Whether the checkpoint's config asks for a quantised KV cache, which `--kv-cache-dtype auto` would follow."""
-    stated = plan.architectures.get(model, {}).get("quantization_config")
-    return isinstance(stated, Mapping) and bool(stated.get("kv_cache_scheme") or stated.get("kv_cache_quant_algo"))
+    stated = stated_quantisation(plan.architectures.get(model, {}))
+    return stated is not None and bool(stated.get("kv_cache_scheme") or stated.get("kv_cache_quant_algo"))
 
 
 def _stated_bits(stated: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -112,6 +113,11 @@ def keeps_uniform_kv(plan: Plan, model: str) -> bool:
         return False
     # Qwen2 and Qwen3 state a window that `use_sliding_window: false` switches off.
     return not (config.get("sliding_window") and config.get("use_sliding_window", True) and not kinds)
+
+
+def compresses_kv(plan: Plan, model: str) -> bool:
+    """Whether the model caches one latent vector per token (multi-head latent attention), not keys and values."""
+    return (_integer(_text_config(plan, model), "kv_lora_rank") or 0) > 0
 
 
 def layer_count(plan: Plan, model: str) -> int | None:

@@ -6,7 +6,8 @@ the plan document alone, because a plan may be written by hand; and they add wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from math import isclose
 
 from codegen.exports.args import vllm_table
@@ -17,12 +18,15 @@ from codegen.exports.checkpoint import (
     layer_count,
     longest_context,
 )
+from specs.architecture import load_architecture, weight_bytes_per_rank
 from specs.document import DType
 from specs.errors import InputError, nearest_names
 from specs.plan import Plan, ReplicaGroup
 
 # Relative room for figures that the planner rounded to whole bytes.
 _ROUNDING = 1e-6
+# Room for weights: other versions of the planner may count a norm or a scale differently.
+_WEIGHTS = 0.01
 
 
 def check_plan(plan: Plan, file: str | None = None) -> tuple[str, ...]:
@@ -87,6 +91,22 @@ def _device(plan: Plan, group: ReplicaGroup) -> None:
             )
 
 
+def _pool(plan: Plan, group: ReplicaGroup) -> None:
+    hardware = plan.spec.get("hardware")
+    pools = hardware.get("pools") if isinstance(hardware, Mapping) else None
+    devices = {
+        pool.get("name"): str(pool.get("device"))
+        for pool in (pools if isinstance(pools, list) else ())
+        if isinstance(pool, Mapping)
+    }
+    own = devices.get(group.pool)
+    if own is None:
+        raise _broken("pool", group, "pool", f"the plan's spec has no pool {group.pool!r}")
+    facts = plan.devices.get(own)
+    if group.device != own and (facts is None or facts.name != group.device):
+        raise _broken("pool", group, "device", f"is {group.device!r}, and pool {group.pool!r} holds {own!r}", own)
+
+
 def _weights(plan: Plan, group: ReplicaGroup) -> None:
     held = checkpoint_dtype(plan, group.model)
     planned = group.weights_dtype
@@ -140,6 +160,51 @@ def _memory(plan: Plan, group: ReplicaGroup) -> None:
             group,
             "cache.num_blocks",
             f"{group.cache.num_blocks} blocks need {used:.0f} bytes, and {memory.kv_bytes} are left for KV",
+        )
+
+
+def _weight_bytes(plan: Plan, group: ReplicaGroup) -> None:
+    layout, stated = group.layout, group.cache.memory.weights_bytes
+    try:
+        architecture = load_architecture(plan.architectures.get(group.model, {}), name=group.model)
+    except InputError as error:
+        raise InputError(
+            f"describes no model that this version knows: {error.field}: {error.message} (rule: weights)",
+            field=f"architectures.{group.model}",
+            expected=error.expected,
+        ) from None
+    obstacle = architecture.tensor_parallel_obstacle(layout.tensor_parallel)
+    if obstacle is not None:
+        raise _broken("tensor parallel", group, "layout.tensor_parallel", obstacle)
+    ends = list(accumulate(layout.pipeline_stages))
+    if ends[-1] != len(architecture.layers):
+        raise _broken(
+            "pipeline stages",
+            group,
+            "layout.pipeline_stages",
+            f"the stages hold {ends[-1]} layers, and the model has {len(architecture.layers)}",
+        )
+    stages = [
+        weight_bytes_per_rank(
+            architecture,
+            group.weights_dtype,
+            layout.tensor_parallel,
+            layout.expert_parallel,
+            range(end - layers, end),
+            first=end == layers,
+            last=end == ends[-1],
+            attention_data_parallel=layout.attention_data_parallel,
+        )
+        for end, layers in zip(ends, layout.pipeline_stages, strict=True)
+    ]
+    nearest = min(stages, key=lambda expected: abs(expected - stated))
+    if abs(nearest - stated) > _WEIGHTS * nearest:
+        raise _broken(
+            "weights",
+            group,
+            "cache.memory.weights_bytes",
+            f"is {stated}, and a device holds {nearest} bytes of {group.weights_dtype} weights in this layout",
+            "a plan that was made for this layout; plan again instead of editing",
         )
 
 
@@ -258,11 +323,13 @@ GROUP_RULES: tuple[Callable[[Plan, ReplicaGroup], None], ...] = (
     _engine,
     _role,
     _device,
+    _pool,
     _weights,
     _memory,
     _length,
     _batch,
     _layout,
+    _weight_bytes,
     _placement,
 )
 

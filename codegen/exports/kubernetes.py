@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from codegen.exports.args import EngineArguments, vllm_arguments, vllm_table
+from codegen.exports.args import EngineArguments, drain_s, vllm_arguments, vllm_table
 from codegen.exports.checkpoint import checkpoint_dtype, is_directory
 from codegen.exports.directory import Export, render
 from codegen.exports.names import safe_name, safe_names
@@ -30,7 +30,13 @@ ROUTER_PORT = 8080
 ROUTER_IMAGE = "nginx:1.28"  # open-source nginx looks names up again (`resolve`) from 1.27.3 on
 DEVICE_LABEL = "capstan-device"  # of nodes, set by whoever runs the cluster
 GPU_RESOURCE = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu"}
-SHARED_MEMORY = "16Gi"  # for the engine's ranks to talk; counted against the pod's memory only as it fills
+SHARED_MEMORY_GIB = 16  # for the engine's ranks to talk; counted against the pod's memory only as it fills
+# What the scheduler keeps free on a node beside the devices: without requests a pod is the first to be evicted, and
+# gets what CPU time others leave. Round figures, unmeasured.
+ENGINE_CPUS_PER_DEVICE, ENGINE_GIB_PER_DEVICE = 4, 16
+ROUTER_WORKERS = 4  # `auto` would start one per core of the node, whatever the pod may use
+FORGET_S = 15  # until the router has asked again for the addresses and knows that a replica goes away
+EXIT_S = 30  # from the last request to the end of the process
 MODELS = "/models"
 GIB = 2**30
 
@@ -59,7 +65,9 @@ def kubernetes_export(plan: Plan) -> Export:
     routes = class_routes(plan, names)
     router = names["router"]
     # The image's entry point fills in the variables: the pod's namespace and the cluster's name servers.
-    configuration = nginx_configuration(plan, upstreams, routes, port=ROUTER_PORT, resolver="${NGINX_LOCAL_RESOLVERS}")
+    configuration = nginx_configuration(
+        plan, upstreams, routes, port=ROUTER_PORT, resolver="${NGINX_LOCAL_RESOLVERS}", workers=ROUTER_WORKERS
+    )
     files[f"{router}.yaml"] = _documents(*_router(plan, router, configuration))
     files["kustomization.yaml"] = _documents(
         {
@@ -152,11 +160,14 @@ def _stateful_set(plan: Plan, group: ReplicaGroup, name: str, arguments: EngineA
                 "spec": {
                     # A Service named like one of the engine's variables would otherwise become its environment.
                     "enableServiceLinks": False,
-                    "terminationGracePeriodSeconds": 120,
+                    "automountServiceAccountToken": False,
+                    "terminationGracePeriodSeconds": FORGET_S + drain_s(plan, group) + EXIT_S,
                     "nodeSelector": {DEVICE_LABEL: safe_name(group.device)},
                     "tolerations": [{"key": _gpu_resource(plan, group), "operator": "Exists", "effect": "NoSchedule"}],
                     "containers": [_engine_container(plan, group, arguments)],
-                    "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}}],
+                    "volumes": [
+                        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{SHARED_MEMORY_GIB}Gi"}}
+                    ],
                 },
             },
             "volumeClaimTemplates": [
@@ -175,6 +186,10 @@ def _stateful_set(plan: Plan, group: ReplicaGroup, name: str, arguments: EngineA
 def _engine_container(plan: Plan, group: ReplicaGroup, arguments: EngineArguments) -> Manifest:
     table = vllm_table()
     gpus = {_gpu_resource(plan, group): group.layout.gpus}
+    host = {
+        "cpu": ENGINE_CPUS_PER_DEVICE * group.layout.gpus,
+        "memory": f"{SHARED_MEMORY_GIB + ENGINE_GIB_PER_DEVICE * group.layout.gpus}Gi",
+    }
     health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
     environment: list[Manifest] = [{"name": name, "value": value} for name, value in arguments.environment]
     environment += [
@@ -191,13 +206,13 @@ def _engine_container(plan: Plan, group: ReplicaGroup, arguments: EngineArgument
         "args": arguments.with_options(("port", PORT)).to_list(),
         "env": environment,
         "ports": [{"name": "http", "containerPort": PORT}],
-        "resources": {"requests": dict(gpus), "limits": dict(gpus)},
+        "resources": {"requests": {**host, **gpus}, "limits": dict(gpus)},
+        "securityContext": {"allowPrivilegeEscalation": False},
         # Loading and quantising a large checkpoint takes long; only after that do the other probes count.
         "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": 540},
         "readinessProbe": {**health, "periodSeconds": 5, "failureThreshold": 2},
         "livenessProbe": {**health, "periodSeconds": 10, "failureThreshold": 6},
-        # Time for the router to learn that this replica goes away.
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", "15"]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(FORGET_S)]}}},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "models", "mountPath": MODELS}],
     }
 
@@ -219,7 +234,12 @@ def _disruption_budget(plan: Plan, name: str) -> Manifest:
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": {"name": name, "labels": _labels(plan, name)},
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _selector(name)}},
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": _selector(name)},
+            # A node with a replica that never became ready can still be drained.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
     }
 
 
@@ -238,7 +258,9 @@ def _router(plan: Plan, name: str, configuration: str) -> tuple[Manifest, ...]:
             {"name": "NGINX_ENVSUBST_FILTER", "value": "^(POD_NAMESPACE|CLUSTER_DOMAIN|NGINX_LOCAL_RESOLVERS)$"},
         ],
         "ports": [{"name": "http", "containerPort": ROUTER_PORT}],
-        "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}},
+        "resources": {"requests": {"cpu": 2, "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+        "securityContext": {"allowPrivilegeEscalation": False},
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", "5"]}}},  # until the Service has forgotten it
         "readinessProbe": {**probe, "periodSeconds": 5},
         "livenessProbe": {**probe, "periodSeconds": 10},
         "volumeMounts": [{"name": "configuration", "mountPath": "/etc/nginx/templates", "readOnly": True}],
@@ -256,14 +278,16 @@ def _router(plan: Plan, name: str, configuration: str) -> tuple[Manifest, ...]:
             "metadata": metadata,
             "spec": {
                 "replicas": 1,  # two routers would each count only their own requests
-                "strategy": {"type": "Recreate"},
+                # Two for the moment of a change, rather than none while the old one ends its requests.
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
                 "selector": {"matchLabels": selector},
                 "template": {
                     # Another configuration means another router: nginx reads it only when it starts.
                     "metadata": {"labels": labels, "annotations": {"capstan-configuration": _digest(configuration)}},
                     "spec": {
                         "enableServiceLinks": False,
-                        "terminationGracePeriodSeconds": 120,
+                        "automountServiceAccountToken": False,
+                        "terminationGracePeriodSeconds": max(drain_s(plan, group) for group in plan.groups) + EXIT_S,
                         "containers": [container],
                         "volumes": [{"name": "configuration", "configMap": {"name": name}}],
                     },

@@ -83,8 +83,12 @@ def nginx_configuration(
     *,
     port: int,
     resolver: str | None = None,
+    workers: int | None = None,
 ) -> str:
-    """The whole nginx.conf. With `resolver`, servers are names looked up again and again (nginx 1.27.3 or later)."""
+    """The whole nginx.conf, with `workers` processes (None: one per core).
+
+    With `resolver`, servers are names looked up again and again (nginx 1.27.3 or later).
+    """
     same_everywhere = len({route.branches for route in routes}) == 1
     return render(
         "nginx.conf.j2",
@@ -95,4 +99,5 @@ def nginx_configuration(
         least_conn=plan.router == "least_outstanding",
         port=port,
         resolver=resolver,
+        workers=workers or "auto",
     )

@@ -16,6 +16,7 @@ class Gathered:
 
     text: str = ""
     tokens: list[SampledToken] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)  # where each token begins: `Output.text_offset`
     finish_reason: FinishReason | None = None
     message: str | None = None
 
@@ -23,6 +24,7 @@ class Gathered:
         self.text += output.text
         if output.sampled is not None:
             self.tokens.append(output.sampled)
+            self.offsets.append(output.text_offset)
         if output.finish_reason is not None:
             self.finish_reason, self.message = output.finish_reason, output.message
 
@@ -44,18 +46,13 @@ class Names:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
-    def completion(self, tokens: Sequence[SampledToken], offset: int) -> dict[str, Any]:
-        """The `logprobs` object of /v1/completions; `offset`: characters of the answer before these tokens."""
-        names = [self.name(token.token) for token in tokens]
-        offsets = []
-        for name in names:
-            offsets.append(offset)
-            offset += len(name)
+    def completion(self, tokens: Sequence[SampledToken], offsets: Sequence[int]) -> dict[str, Any]:
+        """The `logprobs` object of /v1/completions; `offsets`: where in the answer's text each token begins."""
         return {
-            "tokens": names,
+            "tokens": [self.name(token.token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [{self.name(top.token): top.logprob for top in token.top} for token in tokens],
-            "text_offset": offsets,
+            "text_offset": list(offsets),
         }
 
     def chat(self, tokens: Sequence[SampledToken]) -> dict[str, Any]:

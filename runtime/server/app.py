@@ -9,21 +9,30 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from runtime.engine import Engine, EngineBusyError, EngineState, EngineStoppedError
 from runtime.request import FinishReason, Output, SamplingParams
 from runtime.server.answers import Gathered, Names, error, usage
 from runtime.server.metrics import Metrics
-from runtime.server.protocol import ChatRequest, CompletionRequest, parse_request
+from runtime.server.protocol import ChatRequest, CompletionRequest, R, parse_request
 from runtime.server.streams import Answer
 from specs.errors import InputError
 
-MAX_BODY_BYTES = 32 * 2**20
+# Text for a million tokens. Reading JSON keeps the interpreter, so this bounds how long one body delays all others.
+MAX_BODY_BYTES = 8 * 2**20
+# A text up to so long is tokenised where it is, in about a millisecond; a longer one in a thread, so that the event
+# loop goes on. The same for the bytes of a body.
+INLINE_CHARACTERS = 4096
+READ = ["GET", "HEAD"]
+
+T = TypeVar("T")
 
 
 class RefusedError(Exception):
@@ -49,24 +58,24 @@ def create_app(engine: Engine, model: str, metrics: Metrics) -> FastAPI:
     async def chat(request: Request) -> Response:
         return await service.chat(request)
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READ)
     async def models() -> dict[str, Any]:
         limit = engine.scheduler.limits.max_model_len
         entry = {"id": model, "object": "model", "created": created, "owned_by": "capstan", "max_model_len": limit}
         return {"object": "list", "data": [entry]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=READ)
     async def one_model(name: str) -> dict[str, Any]:
         service.check_model(name)
         return (await models())["data"][0]  # type: ignore[no-any-return]
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READ)
     async def health() -> Response:
         ready = engine.state is EngineState.RUNNING
         body = {"status": str(engine.state)} | ({"error": engine.error} if engine.error else {})
         return JSONResponse(body, status_code=200 if ready else 503)
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ)
     async def scrape() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -95,7 +104,7 @@ class _Kind:
     object: str
     chunk_object: str
     choice: Callable[[Gathered], dict[str, Any]]
-    piece: Callable[[Output, int], dict[str, Any]]  # an output and the characters sent before it
+    piece: Callable[[Output], dict[str, Any]]
     opening: dict[str, Any] | None = None  # a first chunk per choice, before any token
 
 
@@ -111,9 +120,9 @@ class _Service:
 
     async def completions(self, http: Request) -> Response:
         with _input_errors():
-            request = parse_request(await _body(http), CompletionRequest)
+            request = await _parsed(http, CompletionRequest)
             self.check_model(request.model)
-            prompts = [self._ids(prompt) for prompt in request.prompts()]
+            prompts = [await self._ids(prompt) for prompt in request.prompt]
             params = request.params(request.max_tokens, request.logprobs)
         names = Names(self._engine.tokenizer, request.return_tokens_as_token_ids)
         scored = request.logprobs is not None
@@ -123,20 +132,22 @@ class _Service:
             "text_completion",
             lambda whole: {
                 "text": whole.text,
-                "logprobs": names.completion(whole.tokens, 0) if scored else None,
+                "logprobs": names.completion(whole.tokens, whole.offsets) if scored else None,
             },
-            lambda output, sent: {
+            lambda output: {
                 "text": output.text,
-                "logprobs": names.completion([output.sampled], sent) if scored and output.sampled else None,
+                "logprobs": names.completion([output.sampled], [output.text_offset])
+                if scored and output.sampled
+                else None,
             },
         )
         return await self._answer(http, kind, prompts, params, request.stream, request.include_usage)
 
     async def chat(self, http: Request) -> Response:
         with _input_errors():
-            request = parse_request(await _body(http), ChatRequest)
+            request = await _parsed(http, ChatRequest)
             self.check_model(request.model)
-            prompt = self._engine.tokenizer.chat([message.plain() for message in request.messages])
+            prompt = await self._chat_ids([message.plain() for message in request.messages])
             asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
             params = request.params(asked if asked is not None else self._room(len(prompt)), request.wanted_logprobs())
         names = Names(self._engine.tokenizer, request.return_tokens_as_token_ids)
@@ -148,7 +159,7 @@ class _Service:
                 "message": {"role": "assistant", "content": whole.text},
                 "logprobs": names.chat(whole.tokens) if request.logprobs else None,
             },
-            lambda output, sent: {
+            lambda output: {
                 "delta": {"content": output.text} if output.text else {},
                 "logprobs": names.chat([output.sampled]) if request.logprobs and output.sampled else None,
             },
@@ -156,10 +167,40 @@ class _Service:
         )
         return await self._answer(http, kind, [prompt], params, request.stream, request.include_usage)
 
-    def _ids(self, prompt: str | list[int]) -> list[int]:
+    async def _ids(self, prompt: str | list[int]) -> list[int]:
+        """Token ids of a prompt. `InputError` where they cannot fit the context, for a long text without tokenising."""
         if isinstance(prompt, str):
-            return self._engine.tokenizer.encode(prompt)
+            self._check_size(len(prompt.encode()), "prompt")
+            prompt = await _aside(len(prompt), self._engine.tokenizer.encode, prompt)
+        self._check_tokens(len(prompt), "prompt")
         return prompt
+
+    async def _chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """The same of a chat."""
+        size = sum(len(message["content"].encode()) for message in messages)
+        self._check_size(size, "messages")
+        prompt = await _aside(size, self._engine.tokenizer.chat, messages)
+        self._check_tokens(len(prompt), "messages")
+        return prompt
+
+    def _check_size(self, size_bytes: int, field: str) -> None:
+        context = self._engine.scheduler.limits.max_model_len
+        most = context * self._engine.tokenizer.longest_token_bytes
+        if size_bytes > most:
+            raise InputError(
+                f"{size_bytes} bytes of text are more than the context of {context} tokens holds",
+                field=field,
+                expected=f"at most {most} bytes, and fewer where tokens are short",
+            )
+
+    def _check_tokens(self, count: int, field: str) -> None:
+        context = self._engine.scheduler.limits.max_model_len
+        if count >= context:
+            raise InputError(
+                f"{count} tokens and at least one to generate are more than the context of {context} tokens",
+                field=field,
+                expected=f"at most {context - 1}",
+            )
 
     def _room(self, prompt_tokens: int) -> int:
         """Tokens that may still be generated after the prompt; at least 1, so that `make` states the numbers."""
@@ -173,9 +214,7 @@ class _Service:
         answers = self._submit(id, prompts, params)
         head = {"id": id, "created": int(time.time()), "model": self._model}
         if stream:
-            chunks = _chunks(kind, {**head, "object": kind.chunk_object}, answers, counted)
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
+            return _EventStream(_chunks(kind, {**head, "object": kind.chunk_object}, answers, counted), answers)
         gathered = await _gathered(http, answers)
         choices = [
             {"index": index, **kind.choice(whole), "finish_reason": str(whole.finish_reason)}
@@ -199,15 +238,48 @@ class _Service:
         return answers
 
 
+class _EventStream(StreamingResponse):
+    """Server-sent events. However it ends, a client that left before the first event included, requests are freed."""
+
+    def __init__(self, chunks: AsyncIterator[str], answers: Sequence[Answer]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(chunks, media_type="text/event-stream", headers=headers)
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for answer in self._answers:
+                answer.close()
+
+
+async def _aside(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """The function's value; for a large input computed in a thread."""
+    return function(*arguments) if size <= INLINE_CHARACTERS else await asyncio.to_thread(function, *arguments)
+
+
+async def _parsed(http: Request, kind: type[R]) -> R:
+    body = await _body(http)
+    return await _aside(len(body), parse_request, body, kind)
+
+
 async def _body(http: Request) -> bytes:
     parts, size = [], 0
-    async for part in http.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            message = f"the body is longer than {MAX_BODY_BYTES} bytes"
-            raise RefusedError(413, error(message, "invalid_request_error"))
-        parts.append(part)
+    try:
+        async for part in http.stream():
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                message = f"the body is longer than {MAX_BODY_BYTES} bytes"
+                raise RefusedError(413, error(message, "invalid_request_error"))
+            parts.append(part)
+    except ClientDisconnect:
+        raise _gone() from None
     return b"".join(parts)
+
+
+def _gone() -> RefusedError:
+    return RefusedError(499, error("the client went away", "aborted"))
 
 
 async def _gathered(http: Request, answers: list[Answer]) -> list[Gathered]:
@@ -231,7 +303,7 @@ async def _gathered(http: Request, answers: list[Answer]) -> list[Gathered]:
             done, _ = await asyncio.wait({*waiting, watch}, return_when=asyncio.FIRST_COMPLETED)
             waiting -= done
             if watch in done and waiting:
-                raise RefusedError(499, error("the client went away", "aborted"))
+                raise _gone()
         gathered = [task.result() for task in tasks]
     finally:
         for answer in answers:
@@ -247,7 +319,7 @@ async def _gathered(http: Request, answers: list[Answer]) -> list[Gathered]:
 
 
 async def _chunks(kind: _Kind, head: dict[str, Any], answers: list[Answer], counted: bool) -> AsyncIterator[str]:
-    """Server-sent events. Whatever ends this generator, a client that left included, frees the requests."""
+    """The events of a stream. `_EventStream` frees the requests, whatever ends this generator."""
     merged: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
 
     async def pump(index: int, answer: Answer) -> None:
@@ -255,7 +327,7 @@ async def _chunks(kind: _Kind, head: dict[str, Any], answers: list[Answer], coun
             merged.put_nowait((index, output))
 
     pumps = [asyncio.ensure_future(pump(index, answer)) for index, answer in enumerate(answers)]
-    open_choices, generated, sent = len(answers), 0, [0] * len(answers)
+    open_choices, generated = len(answers), 0
     blank: dict[str, Any] = {"usage": None} if counted else {}
     try:
         if kind.opening is not None:
@@ -268,8 +340,7 @@ async def _chunks(kind: _Kind, head: dict[str, Any], answers: list[Answer], coun
                 return
             generated += output.sampled is not None
             reason = None if output.finish_reason is None else str(output.finish_reason)
-            choice = {"index": index, **kind.piece(output, sent[index]), "finish_reason": reason}
-            sent[index] += len(output.text)
+            choice = {"index": index, **kind.piece(output), "finish_reason": reason}
             open_choices -= reason is not None
             yield _event({**head, "choices": [choice], **blank})
         if counted:
@@ -279,8 +350,6 @@ async def _chunks(kind: _Kind, head: dict[str, Any], answers: list[Answer], coun
     finally:
         for task in pumps:
             task.cancel()
-        for answer in answers:
-            answer.close()
 
 
 def _event(value: dict[str, Any]) -> str:

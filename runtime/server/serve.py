@@ -1,4 +1,4 @@
-"""Run the server: the port is taken before the model is loaded, and a stop is graceful."""
+"""Run the server: the port is taken before the model is loaded, answers from when it is, and a stop is graceful."""
 
 from __future__ import annotations
 
@@ -16,28 +16,54 @@ from specs.errors import InputError
 
 DRAIN_S = 30.0  # answers under way may take so long after a stop; orchestrators usually kill after 30 s or more
 
+UNREAD_S = 5  # a client may take so long to read the end of its answer after that
+
 
 def take_port(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a port in use is known before minutes of loading; port 0 takes a free one."""
+    """A bound socket, so that a port in use is known before minutes of loading; port 0 takes a free one.
+
+    It does not listen yet: until the model is loaded clients are refused at once, as an orchestrator's probes expect.
+    """
     if not 0 <= port <= 65535:
         raise InputError(f"is {port}", field="port", expected="0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise InputError(f"{host!r} is no address of this machine ({error})", field="host") from None
-    taken = socket.socket(family, kind, protocol)
     try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
+        return _bound(socket.socket(family, kind, protocol), address)
+    except OSError:
+        pass  # perhaps only because of closed connections of a server that ended a moment ago
+    try:
+        again = socket.socket(family, kind, protocol)
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return _bound(again, address)
+    except OSError as error:
+        raise _unusable(host, port, error) from None
+
+
+def _bound(free: socket.socket, address: Any) -> socket.socket:
+    try:
+        free.bind(address)
+    except OSError:
+        free.close()
+        raise
+    return free
+
+
+def _listen(taken: socket.socket) -> None:
+    """From here on clients connect. `InputError` where another process came to listen on the port in the meantime."""
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: it lets others bind the port, too
         taken.listen(128)
     except OSError as error:
-        taken.close()
-        raise InputError(
-            f"port {port} on {host} cannot be used ({error.strerror or error})",
-            field="port",
-            expected="a free port; 0 takes any",
-        ) from None
-    return taken
+        host, port = taken.getsockname()[:2]
+        raise _unusable(host, port, error) from None
+
+
+def _unusable(host: str, port: int, error: OSError) -> InputError:
+    message = f"port {port} on {host} cannot be used ({error.strerror or error})"
+    return InputError(message, field="port", expected="a free port; 0 takes any")
 
 
 class Server(uvicorn.Server):
@@ -52,14 +78,19 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse new requests, let answers under way end for `drain_s`, then abort them and close."""
         self.stop(0.0 if self._stopping else self._drain_s)
-        self.should_exit = True
 
     def stop(self, drain_s: float) -> None:
-        """The same from code. Returns at once."""
+        """The same from code. Returns at once. Until the last answer has ended the port stays open: a new request is
+        refused with 503, and `/health` says that the server drains."""
         self._stopping = True
-        self.should_exit = True
         # Not in the signal handler itself: stopping waits for the engine's thread.
-        threading.Thread(target=self._engine.stop, args=(drain_s,), name="capstan-stop", daemon=True).start()
+        threading.Thread(target=self._drain, args=(drain_s,), name="capstan-stop", daemon=True).start()
+
+    def _drain(self, drain_s: float) -> None:
+        try:
+            self._engine.stop(drain_s)
+        finally:
+            self.should_exit = True
 
 
 def make_server(engine: Engine, model: str, metrics: Metrics, *, drain_s: float = DRAIN_S) -> Server:
@@ -69,19 +100,21 @@ def make_server(engine: Engine, model: str, metrics: Metrics, *, drain_s: float 
         log_level="warning",
         access_log=False,
         lifespan="off",
-        # Streams end by themselves once the engine has stopped; this only bounds a client that does not read.
-        timeout_graceful_shutdown=int(drain_s) + 5,
+        # The engine has stopped by then and streams end by themselves; this only bounds a client that does not read.
+        timeout_graceful_shutdown=UNREAD_S,
     )
     return Server(config, engine, drain_s)
 
 
 def serve_on(server: Server, taken: socket.socket) -> None:
     """Serve on a socket from `take_port` until stopped (SIGTERM, SIGINT, or `Server.stop`)."""
+    _listen(taken)
     server.run(sockets=[taken])
 
 
 def serve_in_thread(server: Server, taken: socket.socket) -> threading.Thread:
     """The same in a thread, for a caller that talks to its own server; end it with `Server.stop`."""
+    _listen(taken)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, name="capstan-server", daemon=True)
     thread.start()
     return thread

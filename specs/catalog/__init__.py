@@ -7,6 +7,8 @@ from specs.catalog.facts import (
     load_device,
     load_engine,
     load_node,
+    load_node_of,
+    load_power,
     load_profile,
     node_names,
 )
@@ -18,6 +20,8 @@ __all__ = [
     "load_device",
     "load_engine",
     "load_node",
+    "load_node_of",
+    "load_power",
     "load_profile",
     "node_names",
 ]

@@ -15,7 +15,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationEr
 
 from specs.document import Document
 from specs.errors import InputError, nearest_names
-from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
+from specs.profile import DeviceFacts, DeviceProfile, EngineProfile, PowerProfile
 
 CATALOG = Path(__file__).parent
 # libyaml parses about ten times faster than the pure Python loader; both build plain types only
@@ -35,6 +35,8 @@ class NodeFacts(Document):
     network_ports: NonNegativeInt  # between nodes, of the compute network
     network_bytes_per_s: NonNegativeFloat  # per port, one direction
     host_memory_bytes: PositiveInt
+    nvme_bytes: NonNegativeInt = 0  # local storage for data, of the node; 0 = none known
+    nvme_bytes_per_s: NonNegativeFloat = 0.0  # sequential reads, of all drives together
     sources: dict[str, str]
 
 
@@ -69,6 +71,25 @@ def load_engine(name: str) -> EngineProfile:
 def load_node(name: str) -> NodeFacts:
     """Facts of a node type. `InputError` names the nearest ones when there is none."""
     return _parse(_path("nodes", name, "node type"), NodeFacts)
+
+
+@cache
+def load_node_of(device: str) -> NodeFacts | None:
+    """The node type that the catalogue has for a device; None for devices that are sold without one."""
+    canonical = _device_path(device).stem
+    return next((node for node in map(load_node, node_names()) if node.device == canonical), None)
+
+
+@cache
+def load_power(device: str) -> PowerProfile:
+    """Power of a device at work; `confidence: borrowed` where it was not measured itself."""
+    canonical = _device_path(device).stem
+    path = CATALOG / "power" / f"{canonical}.json"
+    if not path.exists():
+        raise InputError(
+            f"device {canonical!r} has no power profile", field="device", expected="a measured or borrowed fit"
+        )
+    return PowerProfile.read(path)
 
 
 @cache

@@ -57,5 +57,8 @@ def _check(rate_per_s: float, seconds: float) -> None:
         raise InputError(
             f"{rate_per_s:g}/s over {seconds:g} s is {rate_per_s * seconds:.3g} requests",
             field="rate",
-            expected=f"at most {MAX_REQUESTS} requests in the window",
+            expected=(
+                f"at most {MAX_REQUESTS / seconds:,.0f}/s (state a share of the traffic, such as a tenth, and take the "
+                "plan that many times)"
+            ),
         )

@@ -86,7 +86,7 @@ WRONG_SPECS = {
     "negative": (changed("1/s", "-1/s"), "is negative"),
     "zero-rate": (changed("1/s", "0/s"), "must be more than 0"),
     "rate-1e12": (changed("1/s", "1e12/s"), "spec.yaml:8", "absurdly large"),
-    "rate-too-many-requests": (changed("1/s", "1000000/s"), "spec.yaml:8", "6e+08 requests"),
+    "rate-too-many-requests": (changed("1/s", "1000000/s"), "spec.yaml:8", "6e+08 requests", "at most 8,333/s"),
     "rate-no-request": (changed("1/s", "0.0000001/s"), "spec.yaml:8", "no request arrives"),
     "zero-output": (changed("output_tokens: 50", "output_tokens: 0"), "must be more than 0"),
     "billion-tokens": (changed("prompt_tokens: 300", "prompt_tokens: 1000000000"), "spec.yaml:9", "1000000000"),
@@ -230,6 +230,8 @@ EDITS = {
     "no engine": (edit("engines", value={}), "engines"),
     "no spec": (edit("spec", value={}), "spec.name"),
     "no traffic": (edit("spec", "traffic", value=[]), "spec.traffic: is empty"),
+    "traffic of no model": (edit("spec", "traffic", 0, "model", value="chatt"), "spec.traffic[0].model"),
+    "another version": (edit("version", value=2), "version"),
     "no pools": (edit("spec", "hardware", "pools", value=[]), "spec.hardware.pools: is empty"),
     "objective": (edit("spec", "objective", "sense", value="please"), "spec.objective.sense"),
 }
@@ -286,6 +288,39 @@ def test_outputs_that_cannot_be_written_are_refused_and_nothing_is_left(tmp_path
     assert not os.path.isfile("/dev/null")
 
 
+@pytest.mark.parametrize("output", ["folder", "spec.yaml/plan.json", "/dev/null", "closed/new/plan.json"])
+def test_an_output_that_cannot_be_written_is_refused_before_planning(tmp_path, monkeypatch, output):
+    """A spec whose trace is missing: a message about the output says that planning had not begun."""
+    (tmp_path / "spec.yaml").write_text(changed("{TRACE}", "{file: nowhere.csv}", TRACED))
+    (tmp_path / "folder").mkdir()
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    may = os.access  # the superuser may write anywhere, so a test cannot close a folder
+    monkeypatch.setattr(os, "access", lambda path, mode, **rest: path != closed and may(path, mode, **rest))
+    result = run("plan", tmp_path / "spec.yaml", "-o", tmp_path / output)
+    refused(result, 2, str(tmp_path / output))
+    assert "nowhere.csv" not in result.stderr
+
+
+def test_an_output_folder_that_is_missing_is_made(tmp_path):
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    assert run("plan", tmp_path / "spec.yaml", "-o", tmp_path / "new" / "deep" / "plan.json").exit_code == 0
+    assert (tmp_path / "new" / "deep" / "plan.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        (changed("{TRACE}", "{file: nowhere.csv}", TRACED), "spec.yaml:8: traffic[0].trace.file: "),
+        (changed("300", "{histogram: nowhere.csv}"), "spec.yaml:9: traffic[0].prompt_tokens.histogram: "),
+    ],
+)
+def test_a_missing_file_is_refused_at_the_line_that_names_it(tmp_path, spec, line):
+    (tmp_path / "spec.yaml").write_text(spec)
+    for command in ("plan", "validate"):
+        refused(run(command, tmp_path / "spec.yaml"), 2, line, str(tmp_path / "nowhere.csv"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -308,7 +343,7 @@ def test_usage_errors_end_with_2_and_name_the_option(arguments, says):
     [
         (("--rate", "-1"), "--rate"),
         (("--rate", "nan"), "--rate"),
-        (("--rate", "100000000"), "requests in the window"),
+        (("--rate", "100000000"), "state a share of the traffic"),
         (("--seconds", "0"), "--seconds"),
         (("--seconds", "nan"), "--seconds"),
         (("--trace", "nowhere.csv"), "nowhere.csv"),
@@ -356,6 +391,22 @@ def test_a_closed_stdout_is_no_failure():
     process.stdout.close()  # what `| head -1` does, sooner
     told = process.stderr.read()
     assert (process.wait(timeout=20), told) == (0, "")
+
+
+def test_help_into_a_closed_pipe_is_no_failure():
+    process = start("--help")
+    process.stdout.close()
+    told = process.stderr.read()
+    assert (process.wait(timeout=20), told) == (0, "")
+
+
+def test_ctrl_c_while_python_imports_is_one_line(tmp_path):
+    """A stand-in for typer, the first import, gets the signal: what a hasty Ctrl-C does."""
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "capstan", "catalog"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")

@@ -63,12 +63,26 @@ def plans(tmp_path_factory):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_that_the_command_line_accepts(command):
     shown = " ".join(run(command, "--help", width=200).stdout.split())
-    example = re.search(rf"Example: (capstan {command} [^()]*)", shown)
+    example = re.search(rf"Examples?: (capstan {command}[^()]*)", shown)
     assert example is not None, shown
     words = shlex.split(example[1])[2:]
     options = [word for word in words if word.startswith("-")]
     assert all(option in shown for option in options)
     assert all(Path(specs.__file__).parents[1].joinpath(word).is_file() for word in words if word.startswith("specs/"))
+
+
+def test_the_examples_work_as_pasted(tmp_path, plans, monkeypatch):
+    """In the repository's folder, one after the other; the second plan of `diff` is any other one."""
+    monkeypatch.chdir(tmp_path)
+    Path("specs").symlink_to(Path(specs.__file__).parent)
+    Path("other.json").write_bytes(plans["minimal"].read_bytes())
+    for command in ("plan", "explain", "diff", "simulate", "export", "validate", "schema", "catalog"):
+        shown = " ".join(run(command, "--help", width=200).stdout.split())
+        example = re.search(rf"Example: (capstan {command} .*)", shown)[1]
+        words = shlex.split(example, comments=True)[1:]
+        run(*words[: words.index(">")] if ">" in words else words)
+    assert Path("plan.json").is_file()
+    assert Path("deploy", "README.md").is_file()
 
 
 def test_the_example_of_init_works(tmp_path):
@@ -156,6 +170,13 @@ def test_one_of_a_thing_is_not_many_and_a_cpu_is_no_gpu(tmp_path):
     shown = run("plan", EXAMPLES / "quickstart.yaml", "-o", tmp_path / "p.json").stdout
     assert "1 CPU on 1 node of host" in shown
     assert "capstan export" not in shown  # it runs on no engine that is exported to
+
+
+def test_the_catalogue_says_what_active_parameters_are():
+    """DeepSeek-V3 publishes 37 B with the input embedding (0.93 B); without it 36.6 B."""
+    shown = " ".join(run("catalog", "models", width=200).stdout.split())
+    assert "without the input embedding" in shown
+    assert re.search(r"deepseek-ai/DeepSeek-V3 deepseek_v3 61 671\.0 B 36\.6 B", shown)
 
 
 def test_diff_of_a_plan_with_itself_says_so(plans):

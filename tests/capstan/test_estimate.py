@@ -69,9 +69,9 @@ def test_latency_may_be_absent_or_blank(tmp_path: Path) -> None:
     assert [row[-1] for row in read(tmp_path / "a.out")] == [row[-1] for row in read(tmp_path / "b.out")]
 
 
-def test_borrowing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prediction_from_a_datasheet_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_estimate(write(tmp_path / "in.csv", ROWS), "b200", tmp_path / "out.csv", False)
-    assert "borrowed from h200-sxm" in capsys.readouterr().err
+    assert "predicted from its datasheet" in capsys.readouterr().err
 
 
 def changed(row: int, column: str, value: str) -> list[list[str]]:

@@ -26,9 +26,16 @@ from tiny_checkpoints import make_checkpoint
 
 import specs
 from capstan.commands.machine import profile_path, this_machine
+from capstan.commands.plan import run_plan
 from capstan.commands.serve import run_serve
 from capstan.commands.up import run_up
+from codegen.bundle import compile_plan
+from planner.plan import make_plan
+from runtime.server.serve import take_port
+from runtime.service import load_service
 from runtime.tiny import TINY_LLAMA, make_model
+from specs.bundle import ModelSource
+from specs.deployment import load_deployment
 from specs.errors import InputError
 from specs.profile import DeviceProfile
 
@@ -64,6 +71,7 @@ def test_smoke_plans_compiles_serves_checks_and_stops(homes):
     done = run(homes, "up", f"Path({str(QUICKSTART)!r}), smoke=True")
     assert done.returncode == 0, done.stderr
     assert re.search(r"smoke: 7 requests, 72 tokens checked", done.stdout)
+    assert re.search(r"predicted TPOT \d+\.\d\d ms \(profile of this CPU: borrowed\), observed \d", done.stdout)
     assert "Traceback" not in done.stderr
     assert time.monotonic() - started < 60
 
@@ -152,6 +160,100 @@ def test_what_up_cannot_serve_is_refused_by_name(here, tmp_path):
         run_up(two)
 
 
+UNCOMPILABLE = {
+    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling", r"rotary embedding \(yarn\)"),
+    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling", r"rotary embedding \(dynamic\)"),
+    "no factor": ({"rope_scaling": {"type": "linear"}}, "rope_scaling", "factor of the rotary embedding .* is None"),
+    "factor of text": (
+        {"rope_scaling": {"type": "linear", "factor": "2"}},
+        "rope_scaling",
+        "factor of the rotary embedding .* is '2'",
+    ),
+    "no frequencies": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 2.0}},
+        "rope_scaling",
+        "low_freq_factor and high_freq_factor",
+    ),
+    "fp8": ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config", "is stored in fp8"),
+}
+
+
+@pytest.mark.parametrize("case", UNCOMPILABLE)
+def test_a_checkpoint_that_cannot_be_compiled_names_its_config_and_key(case, here, tmp_path):
+    change, key, reason = UNCOMPILABLE[case]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY_LLAMA | change))
+    with pytest.raises(InputError, match=rf"mine/config\.json: {key}: .*{reason}"):
+        run_up(QUICKSTART, model_dir=folder, smoke=True)
+    with pytest.raises(InputError, match=rf"mine/config\.json: {key}: .*{reason}"):
+        run_plan(naming(tmp_path, "mine"), tmp_path / "plan.json", 0, False)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_catalogue_model_that_cannot_be_compiled_names_the_line_of_the_spec(tmp_path):
+    path = naming(tmp_path, "deepseek-ai/DeepSeek-V3")
+    line = path.read_text().splitlines().index("    architecture: deepseek-ai/DeepSeek-V3") + 1
+    with pytest.raises(InputError, match=rf"spec\.yaml:{line}: models\.tiny\.architecture: .*'deepseek_v3'") as caught:
+        run_plan(path, tmp_path / "plan.json", 0, False)
+    assert caught.value.exit_code == 2
+
+
+@pytest.fixture(scope="module")
+def made_bundle(tmp_path_factory):
+    """The quickstart compiled for the CPU, its model made from a seed."""
+    plan = make_plan(load_deployment(QUICKSTART), QUICKSTART.parent)
+    bundle = tmp_path_factory.mktemp("made") / "bundle"
+    compile_plan(plan, bundle, ["cpu"], model_sources={"tiny": ModelSource(kind="made")})
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rms_norm_eps", 1e-6), ("rope_theta", 5e5), ("num_hidden_layers", 3), ("attention_bias", True)]
+)
+def test_serving_another_model_than_was_compiled_names_the_key(key, value, here, made_bundle, tmp_path):
+    folder = make_model(tmp_path / "other", TINY_LLAMA | {key: value})
+    with pytest.raises(InputError, match=rf"other/config\.json: {key}: is {value!r}; the bundle was compiled for"):
+        load_service(made_bundle, model_dir=folder)
+
+
+def test_a_config_that_says_the_same_in_other_words_is_served(here, made_bundle, tmp_path):
+    folder = make_model(tmp_path / "same", TINY_LLAMA)
+    config = json.loads((folder / "config.json").read_text())
+    theta = config.pop("rope_theta")
+    config |= {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "attention_bias": False}
+    config |= {"transformers_version": "9.9", "torch_dtype": "bfloat16", "head_dim": 32, "initializer_range": 0.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_service(made_bundle, model_dir=folder).model == "tiny"
+
+
+def test_serve_verifies_before_it_reads_or_binds(here, made_bundle, tmp_path, monkeypatch):
+    from runtime.server import serve
+
+    def bound(*unused):
+        raise AssertionError("the port was taken before the bundle was verified")
+
+    monkeypatch.setattr(serve, "take_port", bound)
+    bundle = tmp_path / "bundle"
+    shutil.copytree(made_bundle, bundle)
+    runtime = bundle / "group-0" / "runtime.json"
+    runtime.write_text(runtime.read_text().replace('"port": 8000', '"port": 8001'))
+    with pytest.raises(InputError, match=r"runtime\.json: differs from its hash"):
+        run_serve(bundle)
+    runtime.write_text("{")
+    with pytest.raises(InputError, match=r"runtime\.json: differs from its hash"):
+        run_serve(bundle)
+
+
+def test_nobody_listens_until_the_model_is_loaded():
+    with take_port("127.0.0.1", 0) as taken, socket.socket() as client:
+        address = taken.getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            client.connect(address)
+        with pytest.raises(InputError, match="cannot be used"):
+            take_port(*address)
+
+
 def test_a_port_in_use_exits_2_before_the_model_is_loaded(homes):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -209,15 +311,9 @@ def test_sigterm_in_mid_stream_ends_the_stream_whole_and_exits_0(homes):
         assert "Traceback" not in errors
 
 
-def test_serve_runs_a_compiled_bundle_and_refuses_a_damaged_one(homes, here, tmp_path):
-    from codegen.bundle import compile_plan
-    from planner.plan import make_plan
-    from specs.bundle import ModelSource
-    from specs.deployment import load_deployment
-
-    plan = make_plan(load_deployment(QUICKSTART), QUICKSTART.parent)
+def test_serve_runs_a_compiled_bundle_and_refuses_a_damaged_one(homes, here, made_bundle, tmp_path):
     bundle = tmp_path / "bundle"
-    compile_plan(plan, bundle, ["cpu"], model_sources={"tiny": ModelSource(kind="made")})
+    shutil.copytree(made_bundle, bundle)
     with serving(homes, "serve", f"Path({str(bundle)!r}), port=0") as (process, address):
         assert httpx.get(f"{address}/health").json() == {"status": "running"}
         answer = httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "A", "max_tokens": 3})
@@ -256,14 +352,43 @@ def test_calibrate_writes_a_profile_that_up_takes(homes, tmp_path, monkeypatch):
 
 
 def test_smoke_of_a_base_model_without_a_chat_template_checks_completions_only(homes, tmp_path):
-    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
     folder = make_checkpoint(tmp_path / "base", "qwen3", vocab_size=300, max_position_embeddings=2048)
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={a: i for i, a in enumerate(letters)}, merges=[]))
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe).save_pretrained(folder)
+    byte_level_tokenizer(folder)
     done = run(homes, "up", f"Path({str(QUICKSTART)!r}), model_dir=Path({str(folder)!r}), smoke=True")
     assert done.returncode == 0, done.stderr
     assert "no chat template" in done.stderr
     assert "smoke: 5 requests, 48 tokens checked" in done.stdout
+
+
+def byte_level_tokenizer(folder: Path, size: int = 256) -> None:
+    """A tokenizer of single bytes (the first `size` of them) in the files of transformers."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[:size]
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={a: i for i, a in enumerate(letters)}, merges=[]))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("value", ["</s>", 1.5, True, [0, "x"], {"a": 1}, -1, 264, [2, 10**30]])
+def test_an_end_token_that_is_none_of_the_models_is_refused(file, value, here, made_bundle, tmp_path):
+    folder = make_model(tmp_path / "model", TINY_LLAMA)
+    (folder / "byte_tokenizer.json").unlink()
+    byte_level_tokenizer(folder)
+    config = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(config | {"eos_token_id": value}))
+    with pytest.raises(InputError, match=rf"{file}: eos_token_id: is .* expected a token id from 0 to 263"):
+        load_service(made_bundle, model_dir=folder)
+
+
+def test_files_that_cannot_be_read_are_named(here, made_bundle, tmp_path):
+    from runtime.reference import Reference
+
+    folder = make_model(tmp_path / "model", TINY_LLAMA)
+    (folder / "generation_config.json").write_text("[]")
+    with pytest.raises(InputError, match="model: transformers makes no reference of it"):
+        Reference(folder)
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"chat_template\.jinja: is no readable text"):
+        load_service(made_bundle, model_dir=folder)

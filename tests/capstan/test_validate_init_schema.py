@@ -13,8 +13,10 @@ import yaml
 import specs
 from capstan.commands import init, validate
 from capstan.commands.init import run_init
+from capstan.commands.plan import run_plan
 from capstan.commands.schema import DOCUMENTS, run_schema
 from capstan.commands.validate import run_validate
+from specs.architecture import load_architecture
 from specs.deployment import DeploymentSpec, load_deployment
 from specs.deployment.written import written_schema
 from specs.errors import InputError, NotHonouredError
@@ -23,11 +25,23 @@ EXAMPLES = Path(specs.__file__).parent / "examples"
 WHOLE_REACH = Path(__file__).parents[1] / "data" / "specs" / "whole_reach.yaml"
 
 
+def with_models(spec: DeploymentSpec, **defaults: object) -> DeploymentSpec:
+    """The spec with what its models leave to their configs and their traffic filled in."""
+    models = {name: model.model_dump() | defaults for name, model in spec.models.items()}
+    return DeploymentSpec.model_validate(spec.model_dump() | {"models": models})
+
+
 def test_validate_shows_all_defaults(capsys):
     run_validate(EXAMPLES / "minimal.yaml", False)
     text = capsys.readouterr().out
     shown = yaml.safe_load(text.split("may be used")[0])
-    assert DeploymentSpec.model_validate(shown) == load_deployment(EXAMPLES / "minimal.yaml")
+    assert DeploymentSpec.model_validate(shown) == with_models(
+        load_deployment(EXAMPLES / "minimal.yaml"),
+        weights=("bf16",),
+        max_context_tokens=1024,  # requests of 800 + 200
+    )
+    assert "null" not in text
+    assert "[]" not in text
     assert shown["hardware"]["pools"][0]["rent"] == "gpu"  # a default
     for told in ("must be served", "conversation", "4/s poisson", "p90 TTFT <= 1 s", "60 ms"):
         assert told in text
@@ -37,7 +51,37 @@ def test_validate_shows_all_defaults(capsys):
 def test_validate_json_is_one_document(capsys):
     run_validate(EXAMPLES / "chat-70b.yaml", True)
     document = json.loads(capsys.readouterr().out)
+    assert document["models"]["chat"]["max_context_tokens"] == 16384  # as declared
     assert DeploymentSpec.model_validate(document) == load_deployment(EXAMPLES / "chat-70b.yaml")
+
+
+def test_validate_shows_the_context_that_is_planned_for(tmp_path, capsys):
+    """The longest request is 900 + 200 tokens, rounded up to a multiple of 1024, whatever the model allows."""
+    text = (EXAMPLES / "minimal.yaml").read_text().replace("prompt_tokens: 800", "prompt_tokens: 900")
+    (tmp_path / "spec.yaml").write_text(text)
+    run_validate(tmp_path / "spec.yaml", True)
+    assert json.loads(capsys.readouterr().out)["models"]["chat"]["max_context_tokens"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("folder", "models", "warns"),
+    [
+        ("Small-FP8", "{chat: {architecture: Small-FP8}}", True),
+        ("Small-W4A16-v2", "{chat: {architecture: ./Small-W4A16-v2/config.json}}", True),
+        ("Small-FP8", "{chat: {architecture: Small-FP8, weights: fp8}}", False),
+        ("Small-int", "{chat: {architecture: Small-int}}", False),
+    ],
+)
+def test_a_checkpoint_that_only_its_name_calls_quantised_is_warned_of(tmp_path, capsys, folder, models, warns):
+    config = dict(load_architecture("Qwen/Qwen3-0.6B").config)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "config.json").write_text(json.dumps(config))
+    text = (EXAMPLES / "minimal.yaml").read_text().replace("models:\n  chat: Qwen/Qwen3-8B", f"models: {models}")
+    (tmp_path / "spec.yaml").write_text(text)
+    run_validate(tmp_path / "spec.yaml", False)
+    assert ("16-bit weights are planned" in capsys.readouterr().err) is warns
+    run_plan(tmp_path / "spec.yaml", tmp_path / "plan.json", 0, True)
+    assert ("16-bit weights are planned" in capsys.readouterr().err) is warns
 
 
 def test_validate_names_what_is_not_honoured(capsys):

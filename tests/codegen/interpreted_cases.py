@@ -56,7 +56,8 @@ def kernel(
     record = KernelBinary(
         name=made.name, family=family, part=part, target="sm_90", entry=made.entry, arguments=made.arguments,
         constants=made.constants, warps=made.warps, stages=made.stages, shared_memory_bytes=0, registers=0,
-        spilled_bytes=0, occupancy=0, occupancy_limit="warps", triton="", source_sha256="", binary_sha256="",
+        spilled_bytes=0, occupancy=0, occupancy_limit="warps", triton="", source_sha256=made.source_sha256,
+        binary_sha256="",
     )  # fmt: skip
     return JitLauncher(record, path, LaunchCounts())
 

@@ -185,7 +185,7 @@ def test_an_unknown_target_is_refused_with_the_nearest(tmp_path: Path, targets: 
     [
         ({"weights_dtype": "fp8"}, "weights in fp8 cannot be compiled"),
         ({"cache__kv_dtype": "fp8"}, "KV cache in fp8 cannot be compiled"),
-        ({"layout__pipeline_stages": (1, 1)}, "pipeline_parallel of 2"),
+        ({"layout__pipeline_stages": (1, 1)}, "2 pipeline_stages cannot be compiled"),
         ({"layout__attention_data_parallel": 2}, "attention_data_parallel of 2"),
         ({"layout__expert_parallel": 2}, "expert_parallel of 2"),
         ({"layout__tensor_parallel": 3}, "4 attention heads cannot be split evenly over 3 ranks"),
@@ -243,6 +243,102 @@ def test_verification_names_the_file_that_differs(tmp_path: Path) -> None:
     assert caught.value.file == str(program)
 
 
+def bytecode_of(program: Path, source: str) -> Path:
+    """What Python would import in the place of `program`: other code, with the file's own time and size."""
+    cached = Path(importlib.util.cache_from_source(str(program)))
+    cached.parent.mkdir()
+    stat = program.stat()
+    code = importlib._bootstrap_external._code_to_timestamp_pyc(  # type: ignore[attr-defined]
+        compile(source, str(program), "exec"), int(stat.st_mtime), stat.st_size
+    )
+    cached.write_bytes(code)
+    return cached
+
+
+def test_bytecode_beside_a_program_is_refused_and_never_run(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from runtime.config import load_forward, open_group
+
+    compile_plan(tiny_plan(), tmp_path / "bundle")
+    program = tmp_path / "bundle" / "chat-cpu" / "program_torch.py"
+    served = open_group(tmp_path / "bundle")
+    cached = bytecode_of(program, "forward = 'not what was verified'.upper")
+    with pytest.raises(InputError, match="is not in the manifest") as caught:
+        verify_bundle(tmp_path / "bundle")
+    assert caught.value.file == str(cached)
+    forward = load_forward(served.program, served.source)
+    assert forward.__code__.co_filename == str(program)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused_by_name(tmp_path: Path) -> None:
+    compile_plan(tiny_plan(), tmp_path / "bundle")
+    for name in ("chat-cpu/extra.py", "notes.txt", "chat-cpu/linked"):
+        path = tmp_path / "bundle" / name
+        if name.endswith("linked"):
+            path.symlink_to(tmp_path)
+        else:
+            path.write_text("")
+        with pytest.raises(InputError, match="is not in the manifest") as caught:
+            verify_bundle(tmp_path / "bundle")
+        assert caught.value.file == str(path)
+        path.unlink()
+    verify_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("name", ["plan.json", "runtime.json", "config.json", "program_torch.json", "program_torch.py"])
+def test_a_manifest_without_a_file_that_is_needed_is_refused(tmp_path: Path, name: str) -> None:
+    compile_plan(tiny_plan(), tmp_path / "bundle")
+    path = name if name == "plan.json" else f"chat-cpu/{name}"
+    manifest = tmp_path / "bundle" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["files"] = [record for record in document["files"] if record["path"] != path]
+    manifest.write_text(json.dumps(document))
+    (tmp_path / "bundle" / path).unlink()
+    with pytest.raises(InputError, match=f"leaves out {path}"):
+        verify_bundle(tmp_path / "bundle")
+
+
+def test_a_manifest_of_another_plan_is_refused(tmp_path: Path) -> None:
+    compile_plan(tiny_plan(), tmp_path / "bundle")
+    manifest = tmp_path / "bundle" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"plan_sha256": 64 * "0"}))
+    with pytest.raises(InputError, match="plan_sha256"):
+        verify_bundle(tmp_path / "bundle")
+
+
+def test_a_group_over_several_devices_is_compiled_and_said_not_to_be_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from capstan.commands.compile import run_compile
+    from runtime.config import open_group
+
+    with_group(tiny_plan(), layout__tensor_parallel=2).write(tmp_path / "plan.json")
+    run_compile(tmp_path / "plan.json", tmp_path / "bundle", ["cpu"])
+    said = capsys.readouterr().out
+    assert "chat-cpu: compiled, not served yet: a replica takes 2 devices" in said
+    assert "serve with" not in said
+    with pytest.raises(NotHonouredError, match=r"splits a replica over 2 devices.* one entry in pipeline_stages"):
+        open_group(tmp_path / "bundle")
+
+
+@needs_triton
+def test_each_target_has_the_threshold_of_its_own_devices(tmp_path: Path) -> None:
+    """Two KV heads: 132 multiprocessors of an H100 give 132 sequences, 304 of an MI300X give 304; a CPU's 16 none."""
+    report = compile_plan(tiny_plan(), tmp_path / "bundle", ["sm_90", "gfx942"], cache=tmp_path / "cache")
+    config, folder = report.groups[0].config, tmp_path / "bundle" / "chat-cpu"
+    assert config.triton_programs == {"gfx942": "program_triton_gfx942.json"}
+    for name, threshold in ((config.triton_program, 132), (config.triton_programs["gfx942"], 304)):
+        module = ProgramManifest.read(folder / str(name)).module
+        assert f"SPLIT_BELOW_SEQUENCES = {threshold} " in (folder / module).read_text()
+    verify_bundle(tmp_path / "bundle")
+    pytest.importorskip("torch")
+    from runtime.config import open_group
+
+    modules = [open_group(tmp_path / "bundle", None, "triton", one).manifest.module for one in ("gfx942", "sm_90")]
+    assert modules == ["program_triton_gfx942.py", "program_triton.py"]
+
+
 def test_a_manifest_that_points_outside_is_refused(tmp_path: Path) -> None:
     compile_plan(tiny_plan(), tmp_path / "bundle")
     manifest = tmp_path / "bundle" / "manifest.json"
@@ -258,7 +354,7 @@ def test_someone_elses_folder_is_left_alone(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("keep me")
-    with pytest.raises(InputError, match="is not empty and is no bundle"):
+    with pytest.raises(InputError, match="is not a bundle; refuse to replace it"):
         compile_plan(tiny_plan(), mine)
     assert contents(mine) == {"notes.txt": b"keep me"}
     compile_plan(tiny_plan(), tmp_path / "bundle")
@@ -291,6 +387,82 @@ def test_a_failed_write_leaves_the_old_bundle(tmp_path: Path, monkeypatch: pytes
     assert os.listdir(tmp_path) == ["bundle"]
 
 
+def test_the_root_of_the_file_system_is_no_bundle() -> None:
+    with pytest.raises(InputError, match="/: is not empty and is not a bundle; refuse to replace it"):
+        compile_plan(tiny_plan(), "/")
+
+
+def test_a_folder_that_cannot_be_searched_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+
+    def denied(self: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
+        compile_plan(tiny_plan(), tmp_path / "mine")
+
+
+def failing_renames(monkeypatch: pytest.MonkeyPatch, output: Path, most: int) -> None:
+    """Renaming onto `output` fails `most` times with a full disk."""
+    renamed, failed = os.replace, []
+
+    def rename(source: Any, target: Any) -> None:
+        if Path(target) == output and len(failed) < most:
+            failed.append(source)
+            raise OSError(28, "No space left on device")
+        renamed(source, target)
+
+    monkeypatch.setattr(os, "replace", rename)
+
+
+def test_the_old_bundle_is_put_back_where_the_new_one_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    compile_plan(tiny_plan(), bundle)
+    before = contents(bundle)
+    failing_renames(monkeypatch, bundle, 2)  # at first, and with the old one out of the way
+    with pytest.raises(InputError, match="No space left on device"):
+        compile_plan(with_group(tiny_plan(), id="renamed"), bundle)
+    assert contents(bundle) == before
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_an_old_bundle_that_cannot_be_put_back_is_kept_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    compile_plan(tiny_plan(), bundle)
+    before = contents(bundle)
+    failing_renames(monkeypatch, bundle, 3)
+    with pytest.raises(InputError, match="the old one is ") as caught:
+        compile_plan(with_group(tiny_plan(), id="renamed"), bundle)
+    assert contents(Path(str(caught.value).rpartition("the old one is ")[2])) == before
+
+
+def test_the_same_bundle_again_leaves_the_files_alone(tmp_path: Path) -> None:
+    """Another process may be reading them."""
+    compile_plan(tiny_plan(), tmp_path / "bundle")
+    inode = (tmp_path / "bundle" / "plan.json").stat().st_ino
+    compile_plan(tiny_plan(), tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "plan.json").stat().st_ino == inode
+
+
+def test_of_two_that_write_the_same_bundle_the_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, renamed = tmp_path / "bundle", os.replace
+
+    def slow(source: Any, target: Any) -> None:
+        if Path(target) == bundle and not bundle.exists():  # the other process is quicker
+            bundle.mkdir()
+            (bundle / "a").write_bytes(b"1")
+        renamed(source, target)
+
+    monkeypatch.setattr(os, "replace", slow)
+    write_directory({"a": b"1"}, bundle)
+    assert contents(tmp_path) == {"bundle/a": b"1"}
+
+
 def test_group_ids_that_cannot_name_a_folder_are_refused(tmp_path: Path) -> None:
     for name in ("../up", "plan.json", ".hidden", "a/b"):
         with pytest.raises(InputError, match="cannot name a folder"):
@@ -318,9 +490,11 @@ def test_the_command_reads_a_plan_and_prints_one_document(tmp_path: Path, capsys
     tiny_plan().write(tmp_path / "plan.json")
     run_compile(tmp_path / "plan.json", tmp_path / "bundle", ["cpu"], None, True)
     document = json.loads(capsys.readouterr().out)
-    assert document["groups"] == [{"group": "chat-cpu", "targets": ["cpu"], "binaries": 0, "implementations": []}]
+    assert document["groups"] == [
+        {"group": "chat-cpu", "targets": ["cpu"], "devices": 1, "binaries": 0, "implementations": []}
+    ]
     run_compile(tmp_path / "plan.json", tmp_path / "bundle")
-    assert "capstan serve" in capsys.readouterr().out
+    assert f"capstan serve {tmp_path / 'bundle'} --group chat-cpu --model DIR" in capsys.readouterr().out
     with pytest.raises(InputError, match="there is no target 'sm_9'") as caught:
         run_compile(tmp_path / "plan.json", tmp_path / "bundle", ["cpu,sm_9"])
     assert caught.value.file == str(tmp_path / "plan.json")

@@ -14,9 +14,12 @@ from plan_fixture import (
     chat_group,
     chat_plan,
     code_group,
+    deep_group,
     fleet_plan,
     packed,
     plan_of,
+    tools_group,
+    with_true_weights,
 )
 
 from codegen.exports import export_plan
@@ -73,6 +76,7 @@ def test_the_plain_group_keeps_every_limit() -> None:
     assert read.enable_chunked_prefill is True
     assert read.enable_prefix_caching is False  # the engine's default is True
     assert read.scheduling_policy == "fcfs"
+    assert read.scheduler_reserve_full_isl is False  # the engine's default is True, the plan was simulated without
     assert read.data_parallel_size == 1
     assert read.enable_expert_parallel is False
 
@@ -87,7 +91,7 @@ def test_fp8_weights_kv_and_pipeline_stages() -> None:
 
 
 def test_a_checkpoint_that_is_already_fp8_is_not_quantised_again() -> None:
-    plan = chat_plan(weights_dtype="fp8")
+    plan = one_group(with_true_weights(chat_group(weights_dtype="fp8")))
     config = plan.architectures["chat"] | {"quantization_config": {"quant_method": "fp8"}}
     assert arguments_of(plan).quantization == "fp8"
     assert arguments_of(changed(plan, architectures={"chat": config})).quantization is None
@@ -96,24 +100,71 @@ def test_a_checkpoint_that_is_already_fp8_is_not_quantised_again() -> None:
 def test_a_checkpoint_with_its_own_kv_dtype_does_not_decide_for_the_plan() -> None:
     quantised = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
     config = CONFIGS["chat"][1] | {"quantization_config": quantised}
-    plan = changed(chat_plan(weights_dtype="fp8"), architectures={"chat": config})
+    group = with_true_weights(chat_group(weights_dtype="fp8"))
+    plan = one_group(group, architectures={"chat": config})
     assert arguments_of(plan).kv_cache_dtype == "bfloat16"
 
 
 def test_a_smaller_checkpoint_is_served_and_said() -> None:
-    group = chat_group(model="tools", layout__pipeline_stages=(24,), weights_dtype="bf16")
+    group = tools_group(weights_dtype="bf16")
     made = vllm_arguments(one_group(group), group)
     assert read_back(made.to_list()).quantization is None
     assert any("says fp4 weights" in note for note in made.notes)
 
 
 def test_unequal_layers_get_their_kv_cache_in_bytes() -> None:
-    group = chat_group(model="tools", layout__pipeline_stages=(24,), weights_dtype="fp4")
+    group = tools_group()
     read = arguments_of(one_group(group))
     assert read.num_gpu_blocks_override is None
     memory = group.cache.memory
     assert read.kv_cache_memory_bytes <= memory.kv_bytes
     assert read.kv_cache_memory_bytes == group.cache.num_blocks * 16 * memory.kv_bytes_per_token
+
+
+@pytest.mark.parametrize(("p99", "drain"), [(0.5, 60), (12.0, 60), (31.0, 120), (100.0, 240), (1e5, 3600)])
+def test_running_requests_end_before_a_stopped_replica_does(p99: float, drain: int) -> None:
+    """Twice the longest simulated request of the group's own classes, in whole minutes."""
+    plan = fleet_plan()
+    classes = [
+        item.model_copy(update={"e2e_s": {"p50": 0.1, "p99": p99}}) if item.request_class == "agents" else item
+        for item in plan.predictions.classes
+    ]
+    plan = changed(plan, predictions__classes=[item.model_dump() for item in classes])
+    assert arguments_of(plan, 2).shutdown_timeout == drain
+    assert arguments_of(plan, 0).shutdown_timeout == 60  # conversation only: 12 s
+
+
+@pytest.mark.parametrize("kv_dtype", [DType.BF16, DType.FP8])
+def test_latent_attention_gets_its_kv_cache_in_bytes_and_no_block_size(kv_dtype: DType) -> None:
+    """MLA kernels take blocks of 32, 64 or 128 tokens, by device and KV type: only the engine knows which it runs."""
+    group = deep_group(cache__kv_dtype=kv_dtype, cache__memory__kv_bytes_per_token=30 * 576 * kv_dtype.bytes)
+    plan = one_group(group)
+    check_plan(plan)
+    options = dict(vllm_arguments(plan, group).options)
+    assert "block-size" not in options
+    assert "num-gpu-blocks-override" not in options
+    memory, tokens = group.cache.memory, group.cache.capacity_tokens
+    assert options["kv-cache-memory-bytes"] == tokens * memory.kv_bytes_per_token <= memory.kv_bytes
+    assert options["kv-cache-dtype"] == {DType.BF16: "auto", DType.FP8: "fp8"}[kv_dtype]
+    assert options["max-model-len"] == 16384
+
+
+@pytest.mark.parametrize("block", [32, 64, 128])
+@pytest.mark.parametrize("blocks", [1024, 1030, 1031])
+def test_the_longest_request_of_latent_attention_fits_whatever_block_the_engine_picks(block: int, blocks: int) -> None:
+    """16 x 1024 tokens are planned; the engine makes whole blocks of the same bytes and keeps one for itself."""
+    group = deep_group(cache__num_blocks=blocks)
+    made = vllm_arguments(one_group(group), group)
+    longest = int(dict(made.options)["max-model-len"])
+    assert ceil(longest / block) <= blocks * 16 // block - 1
+    assert longest >= 16384 - 2 * 128
+    assert any("one KV block for itself" in note for note in made.notes)
+
+
+def test_latent_attention_with_a_single_block_is_refused() -> None:
+    group = deep_group(cache__num_blocks=8, limits__max_model_len=64)
+    with pytest.raises(InputError, match="no more than the one block"):
+        vllm_arguments(one_group(group), group)
 
 
 @pytest.mark.parametrize(
@@ -144,22 +195,22 @@ def test_the_longest_request_leaves_the_engine_its_own_block() -> None:
 
 def test_expert_and_data_parallel() -> None:
     layout = {"tensor_parallel": 2, "pipeline_stages": (48,), "attention_data_parallel": 2, "expert_parallel": 4}
-    group = code_group(layout=layout, replicas=1, placement=packed(1, 4))
+    group = with_true_weights(code_group(layout=layout, replicas=1, placement=packed(1, 4)))
     read = arguments_of(one_group(group))
     assert (read.tensor_parallel_size, read.data_parallel_size, read.enable_expert_parallel) == (2, 2, True)
 
 
 def test_a_declared_checkpoint_is_loaded_under_its_own_name() -> None:
     """An instruct model has the shape of its base model; the engine must still load what was declared."""
-    spec = {"models": {"chat": {"architecture": "meta-llama/Llama-3.1-70B-Instruct"}}}
-    assert arguments_of(changed(chat_plan(), spec=spec)).model == "meta-llama/Llama-3.1-70B-Instruct"
-    spec = {"models": {"chat": {"architecture": "/srv/models/llama/config.json"}}}
-    assert arguments_of(changed(chat_plan(), spec=spec)).model == "/srv/models/llama"
+    instruct = "meta-llama/Llama-3.1-70B-Instruct"
+    assert arguments_of(changed(chat_plan(), spec__models__chat__architecture=instruct)).model == instruct
+    local = "/srv/models/llama/config.json"
+    assert arguments_of(changed(chat_plan(), spec__models__chat__architecture=local)).model == "/srv/models/llama"
 
 
 @pytest.mark.parametrize("architecture", [{"model_type": "llama"}, None, ""])
 def test_an_inline_model_has_no_checkpoint(architecture: object) -> None:
-    plan = changed(chat_plan(), spec={"models": {"chat": {"architecture": architecture}}})
+    plan = changed(chat_plan(), spec__models__chat__architecture=architecture)
     with pytest.raises(InputError, match="no checkpoint to load"):
         export_plan(plan, "vllm")
 
@@ -224,7 +275,7 @@ def groups(draw: st.DrawFn) -> ReplicaGroup:
     memory = {
         "device_bytes": device,
         "available_bytes": int(device * fraction),
-        "weights_bytes": 20 * GIB,
+        "weights_bytes": 0,
         "activation_bytes": GIB,
         "context_bytes": GIB,
         "collective_bytes": 0,
@@ -235,7 +286,7 @@ def groups(draw: st.DrawFn) -> ReplicaGroup:
     sequences = draw(st.integers(1, 512))
     replicas = draw(st.integers(1, 3))
     gpus = ranks * len(stages)
-    return code_group(
+    group = code_group(
         layout=layout,
         weights_dtype=draw(st.sampled_from([DType.BF16, DType.FP8])),
         limits={
@@ -253,6 +304,7 @@ def groups(draw: st.DrawFn) -> ReplicaGroup:
         replicas=replicas,
         placement=packed(replicas, gpus, gpus_per_node=gpus),
     )
+    return with_true_weights(group)
 
 
 @settings(max_examples=60, deadline=None)

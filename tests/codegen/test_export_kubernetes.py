@@ -75,6 +75,39 @@ def test_pods_are_the_plans_replicas() -> None:
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
 
 
+def test_pods_are_scheduled_drained_and_stopped_as_an_operator_expects() -> None:
+    """Requests make a pod more than best effort; a stopping replica is forgotten by the router, ends its requests,
+    and only then is killed; a drain is never blocked by a replica that does not start."""
+    plan = fleet_plan()
+    for name, manifest in of_kind(plan, "StatefulSet").items():
+        pod = manifest["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        gpus = plan.group(name).layout.gpus
+        assert container["resources"]["requests"] == {
+            "cpu": 4 * gpus,
+            "memory": f"{16 + 16 * gpus}Gi",
+            "nvidia.com/gpu": gpus,
+        }
+        assert set(container["resources"]["limits"]) == {"nvidia.com/gpu"}
+        assert pod["automountServiceAccountToken"] is False
+        words = container["args"]
+        drain = int(words[words.index("--shutdown-timeout") + 1])
+        forget = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+        assert forget >= 2 * 5  # the router asks for addresses every five seconds
+        assert pod["terminationGracePeriodSeconds"] >= forget + drain + 10
+        # 90 minutes to download and load
+        startup = container["startupProbe"]
+        assert startup["periodSeconds"] * startup["failureThreshold"] == 5400
+    for budget in of_kind(plan, "PodDisruptionBudget").values():
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    router = of_kind(plan, "Deployment")["router"]["spec"]
+    assert router["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}  # never without a router
+    configuration = of_kind(plan, "ConfigMap")["router"]["data"]["nginx.conf.template"]
+    assert "worker_processes 4;" in configuration
+    assert "worker_processes auto;" in export_plan(plan, "vllm").files["nginx.conf"]
+    assert not of_kind(plan, "HorizontalPodAutoscaler")
+
+
 def test_a_checkpoint_fits_its_volume() -> None:
     """Llama-3.1-70B in bf16 takes 141 GB; quantised while loading, it is still downloaded in 16 bits."""
     for plan, name in ((chat_plan(), "chat-h100-tp4"), (fleet_plan(), "chat-h100-fp8")):
@@ -134,7 +167,8 @@ def test_kustomization_lists_every_manifest() -> None:
 
 def test_amd_devices_use_their_own_resource_and_image() -> None:
     amd = device("mi300x", vendor="amd").model_dump()
-    plan = changed(chat_plan(device="mi300x"), devices={"mi300x": amd})
+    pools = [{"name": "h100", "device": "mi300x"}]
+    plan = changed(chat_plan(device="mi300x"), devices={"mi300x": amd}, spec__hardware__pools=pools)
     (container,) = of_kind(plan, "StatefulSet")["chat-h100-tp4"]["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"amd.com/gpu": 4}
     assert container["image"] == "vllm/vllm-openai-rocm:v0.24.0"

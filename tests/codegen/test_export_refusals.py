@@ -58,6 +58,20 @@ REFUSED = {
     ),
     "unknown quantisation": (lambda: with_config(quantization_config={"quant_method": "magic"}), "does not know"),
     "memory": (lambda: chat(cache__memory__activation_bytes=9 * GIB), "the engine would not boot"),
+    "weights of another layout": (
+        lambda: chat(cache__memory__weights_bytes=30 * GIB),
+        "35278831616 bytes of bf16 weights in this layout",
+    ),
+    "weights of no model": (lambda: with_config(model_type="gpt2"), "describes no model that this version knows"),
+    "layout that no weights allow": (
+        lambda: chat(layout__tensor_parallel=7, replicas=1, placement=packed(1, 7)),
+        "7 does not divide the model's 64",
+    ),
+    "another device than the pool's": (
+        lambda: changed(chat(), spec__hardware__pools=[{"name": "h100", "device": "a100-sxm"}]),
+        "pool 'h100' holds 'a100-sxm'",
+    ),
+    "unknown pool": (lambda: changed(chat(), spec__hardware={"pools": 7}), "has no pool 'h100'"),
     "more than the device": (lambda: chat(cache__memory__available_bytes=81 * GIB), "on a device of"),
     "too many blocks": (lambda: chat(cache__num_blocks=10**6), "left for KV"),
     "longer than the cache": (lambda: chat(limits__max_model_len=16, cache__num_blocks=1), "one block for itself"),
@@ -101,7 +115,7 @@ REFUSED = {
         ),
         "groups of two models",
     ),
-    "undeclared model": (lambda: changed(chat(), spec={}), "does not declare the model 'chat'"),
+    "undeclared model": (lambda: changed(chat(), spec__models={}), "does not declare the model 'chat'"),
 }
 
 
@@ -143,7 +157,7 @@ def test_kubernetes_needs_a_replica_inside_one_machine() -> None:
 
 
 def test_kubernetes_does_not_take_a_local_checkpoint() -> None:
-    plan = changed(chat(), spec={"models": {"chat": {"architecture": "./models/llama"}}})
+    plan = changed(chat(), spec__models__chat__architecture="./models/llama")
     assert export_plan(plan, "vllm").files
     with pytest.raises(InputError, match="local directory"):
         export_plan(plan, "kubernetes")

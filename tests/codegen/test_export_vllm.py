@@ -3,11 +3,12 @@
 import json
 import os
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from plan_fixture import chat_group, chat_plan, fleet_plan, packed, plan_of
+from plan_fixture import chat_group, chat_plan, fleet_plan, packed, plan_of, with_true_weights
 
 from codegen.exports import export_plan, write_export
 from codegen.exports.args import vllm_arguments
@@ -92,12 +93,33 @@ def test_a_replica_that_fails_shows_in_the_exit_status(tmp_path: Path, stand_in:
     assert (status, len(records)) == (3, 2)
 
 
+DRAINING = """#!/usr/bin/env python3
+import os, signal, sys, time
+def drain(*_):
+    time.sleep(1)
+    open(f"{os.environ['RECORDS']}-ended-{os.getpid()}", "w").close()
+    sys.exit(5)
+signal.signal(signal.SIGTERM, drain)
+open(f"{os.environ['RECORDS']}-started-{os.getpid()}", "w").close()
+time.sleep(60)
+"""
+
+
+def test_a_stopped_script_ends_after_its_replicas_have(tmp_path: Path, stand_in: dict[str, str]) -> None:
+    (tmp_path / "bin" / "vllm").write_text(DRAINING)
+    script = written(chat_plan(), tmp_path) / "chat-h100-tp4/serve.sh"
+    with subprocess.Popen([script, "0"], env=stand_in) as process:
+        while len(list(tmp_path.glob("records-started-*"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=30) == 5
+    assert len(list(tmp_path.glob("records-ended-*"))) == 2
+
+
 def test_a_replica_over_two_machines_has_one_server(tmp_path: Path, stand_in: dict[str, str]) -> None:
-    group = chat_group(
-        layout={"tensor_parallel": 4, "pipeline_stages": (40, 40)},
-        replicas=2,
-        placement=packed(2, 8, gpus_per_node=4),
-    )
+    layout = {"tensor_parallel": 4, "pipeline_stages": (40, 40)}
+    group = with_true_weights(chat_group(layout=layout, replicas=2, placement=packed(2, 8, gpus_per_node=4)))
     plan = plan_of((group,), (Route(request_class="all", group=group.id, share=1.0),))
     script = written(plan, tmp_path) / "chat-h100-tp4/serve.sh"
     parts = {}

@@ -76,7 +76,11 @@ def checkpoint_engine(
     module = work / program.manifest.module
     module.write_text(program.source)
     runner = ModelRunner(
-        load_forward(module), program.manifest, load_weights(folder, program.manifest, CPU), blocks, CPU
+        load_forward(module, module.read_bytes()),
+        program.manifest,
+        load_weights(folder, program.manifest, CPU),
+        blocks,
+        CPU,
     )
     scheduler = Scheduler(engine_limits or limits(), blocks, block_size, Scheduling(prefill_policy=policy))  # type: ignore[arg-type]
     return Engine(scheduler, runner, ByteTokenizer(), program.manifest.vocab_size, observer=observer)

@@ -20,8 +20,8 @@ from runtime.launch import (
     expand,
     load_kernels,
     make_launchers,
-    read_records,
 )
+from specs.bundle import read_kernels
 from specs.errors import InputError
 from specs.kernels import KernelArgument, KernelBinary
 
@@ -32,8 +32,14 @@ ARGUMENTS = [
 ]
 
 
-def tensor(address: int, dtype: str = "bfloat16") -> Any:
-    return SimpleNamespace(dtype=f"torch.{dtype}", data_ptr=lambda: address)
+def tensor(address: int, dtype: str = "bfloat16", device: int = 0, *, on: str = "cuda", contiguous: bool = True) -> Any:
+    """What the packer asks of a torch tensor."""
+    return SimpleNamespace(
+        dtype=f"torch.{dtype}",
+        device=SimpleNamespace(type=on, index=device),
+        is_contiguous=lambda: contiguous,
+        data_ptr=lambda: address,
+    )
 
 
 def record(**changes: Any) -> KernelBinary:
@@ -108,6 +114,11 @@ def test_threads_do_not_share_a_buffer() -> None:
         (1, 1.5, "count = 1.5 is no i32"),
         (2, "x", "scale = 'x' is no fp32"),
         (3, 2**63, "is no i64"),
+        (3, 2**200, "is no i64"),
+        (2, 1e39, r"scale = 1e\+39 is no fp32"),
+        (0, tensor(0x10, on="cpu"), "out is on .*, expected cuda:0"),
+        (4, tensor(0x10, "int64", 1), "ids is on .*, expected cuda:0"),
+        (0, tensor(0x10, contiguous=False), "out is not contiguous"),
     ],
 )
 def test_wrong_arguments_are_named(position: int, value: Any, message: str) -> None:
@@ -126,9 +137,10 @@ def test_launch_goes_to_the_driver_on_the_current_stream() -> None:
     driver, counts = Driver(), LaunchCounts()
     streams = iter([77, 78])
     launcher = BinaryLauncher(record(), CUBIN, counts, CudaContext(driver, 3, lambda: next(streams)))
+    values = tuple(tensor(one.data_ptr(), one.dtype[6:], 3) if hasattr(one, "dtype") else one for one in VALUES)
     assert driver.of("cuModuleLoadData") == []  # loaded when first used
-    launcher(lambda meta: (1000 // meta["BLOCK"], 2), *VALUES)
-    launcher((5,), *VALUES)
+    launcher(lambda meta: (1000 // meta["BLOCK"], 2), *values)
+    launcher((5,), *values)
     assert driver.of("cuDeviceGet") == [(3,)]
     assert driver.of("cuCtxSetCurrent") == [("<cuDevicePrimaryCtxRetain>",)]  # once a thread
     assert driver.of("cuModuleLoadData") == [(CUBIN,)]
@@ -201,7 +213,7 @@ def test_without_a_binary_the_jit_takes_over_and_says_so(tmp_path: Path, caplog:
     launchers, _ = make_launchers([record(target="sm_80")], tmp_path, target="sm_90", context=context)
     assert isinstance(launchers["swiglu__bf16"], JitLauncher)
     assert "swiglu__bf16 has no binary that runs on sm_90" in caplog.text
-    with pytest.raises(InputError, match=r"swiglu\.py: is missing"):
+    with pytest.raises(InputError, match=r"swiglu\.py: cannot be read"):
         launchers["swiglu__bf16"]((1,), *VALUES)
 
 
@@ -216,18 +228,18 @@ def test_damaged_or_missing_binary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"swiglu\.cubin: cannot be read"):
         make_launchers([record()], tmp_path, target="sm_90", context=context)
     lay_out(tmp_path, CUBIN + b"!")
-    with pytest.raises(InputError, match="its hash differs"):
+    with pytest.raises(InputError, match="differs from its hash"):
         make_launchers([record()], tmp_path, target="sm_90", context=context)
 
 
 def test_records_round_trip_and_bad_ones_are_named(tmp_path: Path) -> None:
     path = tmp_path / "kernels.json"
     path.write_text(f"[{record().model_dump_json()}]")
-    assert read_records(path) == (record(),)
+    assert read_kernels(path) == (record(),)
     for text in ("{", "[1]", "3"):
         path.write_text(text)
         with pytest.raises(InputError, match=r"kernels\.json"):
-            read_records(path)
+            read_kernels(path)
 
 
 def test_no_gpu_is_said_plainly() -> None:

@@ -130,7 +130,9 @@ def test_a_tensor_that_is_not_there_is_named_with_the_nearest(llama):
     assert all(name.startswith("model.layers.1.self_attn.") for name in caught.value.nearest)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"a": "../../etc/passwd"}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[" * 100_000, '{"weight_map": 3}', '{"weight_map": {"a": "../../etc/passwd"}}']
+)
 def test_an_index_that_is_none_is_refused(llama, text):
     manifest = manifest_of(llama)
     shard(llama)
@@ -143,4 +145,83 @@ def test_types_that_the_runtime_does_not_hold_are_refused_by_name(llama):
     manifest = manifest_of(llama)
     slot = manifest.slots[0].model_copy(update={"dtype": DType.FP8})
     with pytest.raises(NotHonouredError, match="fp8"):
-        load_weights(llama, manifest.model_copy(update={"slots": (slot,)}), CPU)
+        load_weights(llama, manifest.model_copy(update={"slots": (slot, *manifest.slots[1:])}), CPU)
+
+
+def add_tensors(folder, **tensors):
+    """Further tensors in the one file of a checkpoint."""
+    save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.99.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", "extra"]
+)
+def test_a_tensor_without_a_place_in_the_model_is_refused_by_name(llama, name):
+    add_tensors(llama, **{name: torch.ones(4)})
+    with pytest.raises(InputError, match=rf"tensor '{name}' has no place in the model that config\.json describes"):
+        load_weights(llama, manifest_of(llama), CPU)
+
+
+def test_buffers_that_the_config_gives_are_left_alone(llama):
+    manifest = manifest_of(llama)
+    plain = load_weights(llama, manifest, CPU)
+    names = ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.self_attn.masked_bias")
+    add_tensors(llama, **{name: torch.ones(4) for name in names})
+    assert load_weights(llama, manifest, CPU).keys() == plain.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("companion", ["weight_scale", "weight_scale_inv", None])
+def test_quantised_tensors_are_not_cast(llama, dtype, companion):
+    base = "model.layers.1.mlp.down_proj."
+    tensors = load_file(llama / "model.safetensors")
+    tensors[base + "weight"] = tensors[base + "weight"].to(dtype)
+    if companion is not None:
+        tensors[base + companion] = torch.ones(1)
+    save_file(tensors, llama / "model.safetensors")
+    with pytest.raises(InputError, match=r"down_proj\.weight.* quantised checkpoints are not served"):
+        load_weights(llama, manifest_of(llama), CPU)
+
+
+def test_the_copy_of_a_tied_head_is_left_alone_and_another_head_refused(tmp_path):
+    folder = make_checkpoint(tmp_path / "tied", "llama-tied")
+    manifest = manifest_of(folder)
+    table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    add_tensors(folder, **{"lm_head.weight": table.clone()})
+    assert load_weights(folder, manifest, CPU)
+    for other in (table + 1, table.to(torch.bfloat16)):
+        add_tensors(folder, **{"lm_head.weight": other})
+        with pytest.raises(InputError, match="tie_word_embeddings"):
+            load_weights(folder, manifest, CPU)
+
+
+def test_a_tensor_in_two_shards_is_refused(llama):
+    manifest = manifest_of(llama)
+    shard(llama)
+    first, second = (llama / f"model-0000{index}-of-00003.safetensors" for index in (1, 2))
+    name = sorted(load_file(first))[0]
+    save_file(load_file(second) | {name: load_file(first)[name] + 1}, second)
+    with pytest.raises(InputError, match=rf"00002-of-00003\.safetensors: holds tensor '{name}', which .* places in"):
+        load_weights(llama, manifest, CPU)
+
+
+def test_a_shards_tensor_that_the_index_leaves_out_is_refused(llama):
+    manifest = manifest_of(llama)
+    shard(llama)
+    file = llama / "model-00001-of-00003.safetensors"
+    save_file(load_file(file) | {"model.layers.7.x": torch.ones(1)}, file)
+    with pytest.raises(InputError, match=r"holds tensor 'model\.layers\.7\.x', which .*index\.json does not name"):
+        load_weights(llama, manifest, CPU)
+
+
+def test_an_index_beside_another_whole_file_is_refused(llama):
+    manifest = manifest_of(llama)
+    whole = (llama / "model.safetensors").read_bytes()
+    shard(llama)
+    (llama / "model.safetensors").write_bytes(whole)
+    with pytest.raises(InputError, match=r"model\.safetensors: stands beside"):
+        load_weights(llama, manifest, CPU)
+    (llama / INDEX).write_text(
+        json.dumps({"weight_map": dict.fromkeys(load_file(llama / "model.safetensors"), "model.safetensors")})
+    )
+    assert load_weights(llama, manifest, CPU)

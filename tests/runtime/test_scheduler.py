@@ -123,10 +123,7 @@ class _Clocked(StubRunner):
             decodes=len(decodes),
             decode_context=sum(piece.start + 1 for piece in decodes),
             decode_window=0,
-            chunks=len(chunks),
-            pairs=sum(piece.tokens * piece.start + piece.tokens * (piece.tokens + 1) // 2 for piece in chunks),
-            window_pairs=0,
-            chunk_context=sum(piece.start for piece in chunks),
+            chunks=[(piece.tokens, piece.start) for piece in chunks],
         )
         return logits
 

@@ -3,12 +3,14 @@
 # ruff: noqa: E402 - what is imported needs packages that may be absent; then the file is skipped
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import math
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pytest
 
@@ -19,8 +21,10 @@ from served import Collected, checkpoint_engine, greedy, limits, stub_engine
 from tiny_checkpoints import FAMILIES, make_checkpoint, reference_logits
 
 from runtime.engine import EngineState
+from runtime.server.app import _EventStream
 from runtime.server.metrics import Metrics
 from runtime.server.serve import address_of, make_server, serve_in_thread, take_port
+from runtime.tokenizer import load_tokenizer
 from specs.errors import InputError
 
 
@@ -40,10 +44,10 @@ def served(engine, metrics):
 
 
 @contextmanager
-def stub_server():
+def stub_server(length=200):
     """A server over the stub: answers continue the alphabet. Small steps take a little, so that things overlap."""
     metrics = Metrics("tiny")
-    engine, runner = stub_engine(limits=limits(length=200), observer=metrics, max_waiting=20)
+    engine, runner = stub_engine(limits=limits(length=length), observer=metrics, max_waiting=20)
     step = runner.run
     runner.run = lambda pieces: (time.sleep(0.002), step(pieces))[1]
     with served(engine, metrics) as (base, server), httpx.Client(base_url=base, timeout=20) as client:
@@ -159,6 +163,131 @@ def test_the_openai_client_works(shared):
         client.completions.create(model="tiny", prompt="A", n=2)
 
 
+def test_a_conversation_goes_on_with_the_answer_as_the_openai_client_dumps_it(shared):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{shared.base_url}/v1", api_key="none", max_retries=0)
+    messages = [{"role": "user", "content": "hi"}]
+    answer = client.chat.completions.create(model="tiny", messages=messages, max_tokens=3).choices[0].message
+    dumped = answer.model_dump()
+    assert None in dumped.values()
+    messages += [dumped | {"annotations": [], "tool_calls": []}, {"role": "user", "content": "and", "name": None}]
+    again = client.chat.completions.create(model="tiny", messages=messages, max_tokens=3)
+    assert again.usage.completion_tokens == 3
+
+
+def test_what_has_no_effect_here_is_taken_without_a_word(shared):
+    harmless = {
+        "user": "me",
+        "store": True,
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+    }
+    neutral = {"n": 1.0, "tools": [], "tool_choice": "auto", "presence_penalty": 0.0, "logit_bias": {}, "stop": None}
+    options = {"include_usage": None, "include_obfuscation": False}
+    assert complete(shared, **harmless, **neutral, stream_options=options).json()["choices"][0]["text"] == "DEFG"
+
+
+def test_a_long_text_that_cannot_fit_is_not_tokenised(stub):
+    def never(text):
+        raise AssertionError("tokenised")
+
+    stub.engine.tokenizer.encode = stub.engine.tokenizer.chat = never
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 700_000}]}
+    response = stub.post("/v1/chat/completions", json=body)
+    assert response.status_code == complete(stub, prompt="x" * 700_000).status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_health_answers_while_a_long_text_is_tokenised(path):
+    with stub_server(length=10_000) as client:
+        begun, go_on = threading.Event(), threading.Event()
+        tokenizer = client.engine.tokenizer
+        encode = tokenizer.encode
+
+        def slow(text):
+            begun.set()
+            assert go_on.wait(20)
+            return encode(text)[:100]
+
+        tokenizer.encode = slow
+        text = "x" * 9000
+        body = {"model": "tiny", "max_tokens": 1, "prompt": text}
+        if "chat" in path:
+            body = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": text}]}
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(client.post(path, json=body).status_code))
+        thread.start()
+        try:
+            assert begun.wait(20)
+            assert httpx.get(f"{client.base_url}/health", timeout=10).status_code == 200
+        finally:
+            go_on.set()
+            thread.join()
+        assert answers == [200]
+
+
+def script(engine, tokens):
+    """The stub's answer to a prompt of one token becomes `tokens`."""
+
+    def run(pieces):
+        sampled = [piece.request for piece in pieces if piece.samples]
+        logits = torch.zeros(len(sampled), engine.vocabulary)
+        for row, request in enumerate(sampled):
+            logits[row, tokens[len(request.output)]] = 10.0
+        return logits
+
+    engine._runner.run = run
+
+
+def test_text_offsets_are_places_in_the_text_streamed_or_not(stub):
+    """Bytes of one character begin where it does; a name such as `bytes:\\xf0` has no length in the text."""
+    text = "aé🙂b€"
+    script(stub.engine, list(text.encode()))
+    asked = {"prompt": "?", "max_tokens": len(text.encode()), "logprobs": 0}
+    choice = complete(stub, **asked).json()["choices"][0]
+    assert choice["text"] == text
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 2, 2, 2, 3, 4, 4, 4]
+    pieces = events(stub, "/v1/completions", temperature=0, **asked)
+    streamed = [offset for piece in pieces for offset in piece["choices"][0]["logprobs"]["text_offset"]]
+    assert streamed == choice["logprobs"]["text_offset"]
+
+
+def test_log_probabilities_of_a_byte_level_tokenizer_state_the_tokens_bytes(tmp_path):
+    """Each token of an emoji is a part of it; all parts together are its UTF-8."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["a plain text"], vocab_size=257, special_tokens=["<s>"])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<s>").save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    metrics = Metrics("tiny")
+    engine, _ = stub_engine(limits=limits(), observer=metrics)
+    engine.tokenizer, engine.vocabulary = load_tokenizer(tmp_path), 257
+    text = "é 東京 🙂"
+    ids = engine.tokenizer.encode(text)
+    script(engine, ids)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "東"}], "logprobs": True, "max_tokens": len(ids)}
+    with served(engine, metrics) as (base, _), httpx.Client(base_url=base, timeout=20) as client:
+        (choice,) = client.post("/v1/chat/completions", json=body | {"temperature": 0}).json()["choices"]
+    assert choice["message"]["content"] == text
+    entries = choice["logprobs"]["content"]
+    assert bytes(byte for entry in entries for byte in entry["bytes"]) == text.encode()
+    assert "\ufffd" not in "".join(entry["token"] for entry in entries)
+
+
+def test_text_offsets_with_text_held_back_for_a_stop_string(stub):
+    script(stub.engine, list(b"ab--c--|d"))
+    asked = {"prompt": "?", "max_tokens": 9, "logprobs": 0, "stop": "--|"}
+    choice = complete(stub, **asked).json()["choices"][0]
+    assert choice["text"] == "ab--c"
+    assert choice["logprobs"]["text_offset"] == list(range(8))
+    pieces = events(stub, "/v1/completions", temperature=0, **asked)
+    assert [piece["choices"][0]["logprobs"]["text_offset"] for piece in pieces] == [[index] for index in range(8)]
+
+
 BAD = {
     "malformed JSON": ("{", 400, None, "the body is not JSON"),
     "deep JSON": ("[" * 100_000, 400, None, "the body is not JSON"),
@@ -181,10 +310,44 @@ BAD = {
     "infinity": ('{"model":"tiny","prompt":"A","temperature":Infinity}', 400, "temperature", "is"),
     "stream": ({"stream": "yes"}, 400, "stream", "is wrong"),
     "logprobs": ({"logprobs": 21}, 400, "logprobs", "is 21"),
-    "stop": ({"stop": [1]}, 400, "stop", "is wrong"),
+    "many stops": ({"stop": [5] * 10_001}, 400, "stop", "holds 10001 entries, at most 10000"),
+    "many stop tokens": ({"stop_token_ids": ["x"] * 10_001}, 400, "stop_token_ids", "holds 10001 entries"),
+    "stop": ({"stop": [1]}, 400, "stop.0", "is wrong"),
     "two choices": ({"n": 2}, 400, "n", "2 is not honoured"),
     "penalty": ({"presence_penalty": 0.5}, 400, "presence_penalty", "is not honoured"),
     "slip": ({"max_token": 3}, 400, "max_token", "did you mean 'max_tokens'"),
+    "truth as a count": ({"n": True}, 400, "n", "true is not honoured"),
+    "text for a switch": ({"echo": 0}, 400, "echo", "0 is not honoured"),
+    "tools": ({"tools": [{"type": "function"}]}, 400, "tools", "is not honoured"),
+    "JSON mode": ({"response_format": {"type": "json_object"}}, 400, "response_format", "is not honoured"),
+    "deep": ('{"model":"tiny","prompt":"A","tools":' + 700 * "[" + 700 * "]" + "}", 400, "tools", "is not honoured"),
+    "half a pair in the prompt": ('{"model":"tiny","prompt":"a\\ud800"}', 400, "prompt", "half of a surrogate pair"),
+    "half a pair in a list": ('{"model":"tiny","prompt":["a","\\uDFFF"]}', 400, "prompt.1", "half of a surrogate"),
+    "half a pair in the suffix": ({"suffix": "\ud800"}, 400, "suffix", "half of a surrogate pair"),
+    "half a pair in a stop": ({"stop": ["\udfff"]}, 400, "stop.0", "half of a surrogate pair"),
+    "half a pair in what is ignored": ({"user": "\ud800"}, 400, "user", "half of a surrogate pair"),
+    "half a pair in the model": ({"model": "\ud800"}, 400, "model", "half of a surrogate pair"),
+    "half a pair in a name": ({"x\ud800": 1}, 400, "x\\ud800", "half of a surrogate pair"),
+    "half a pair deep in": ({"metadata": {"a": [{"\udc00": 1}]}}, 400, "metadata.a.0.\\udc00", "half of a surrogate"),
+    "UTF-16": (json.dumps({"model": "tiny", "prompt": "A"}).encode("utf-16"), 400, None, "the body is not UTF-8"),
+    "surrogates as bytes": (b'{"model":"\xed\xa0\x80"}', 400, None, "the body is not UTF-8 (at byte 10)"),
+    "beyond floats": ('{"model":"tiny","prompt":"A","temperature":1e400}', 400, "temperature", "finite"),
+    "beyond floats, whole": ('{"model":"tiny","prompt":"A","top_p":1' + 400 * "0" + "}", 400, "top_p", "too large"),
+    "no number": ('{"model":"tiny","prompt":"A","top_p":NaN}', 400, "top_p", "finite"),
+    "minus infinity": ('{"model":"tiny","prompt":"A","max_tokens":-Infinity}', 400, "max_tokens", "is wrong"),
+    "infinity for what is not honoured": ('{"model":"tiny","prompt":"A","min_p":Infinity}', 400, "min_p", "Infinity"),
+    "far too many tokens": ({"max_tokens": 1e300}, 400, "max_tokens", "the number does not fit 64 bits"),
+    "far too many digits": ('{"model":"tiny","prompt":"A","seed":' + 5000 * "1" + "}", 400, None, "is not JSON that"),
+    "a huge token id": ({"prompt": [10**300]}, 400, "prompt", "does not fit 64 bits"),
+    "half a token id": ({"prompt": [1.5]}, 400, "prompt", "a token id is not a whole number"),
+    "lists of kinds": ({"prompt": [[1], "A"]}, 400, "prompt", "its members are of several kinds"),
+    "an empty list in a list": ({"prompt": [[]]}, 400, "prompt", "has no tokens"),
+    "too many prompts": ({"prompt": ["A"] * 257}, 400, "prompt", "holds 257 prompts, at most 256"),
+    "the last token as a stop": ({"stop_token_ids": [-1]}, 400, "stop_token_ids", "negative"),
+    "a stop outside the vocabulary": ({"stop_token_ids": [262]}, 400, "stop_token_ids", "262 is not in the vocabulary"),
+    "stream options": ({"stream_options": {"usage": True}}, 400, "stream_options.usage", "is not honoured"),
+    "a text of more bytes than the context": ({"prompt": "A" * 5000}, 400, "prompt", "5000 bytes of text are more"),
+    "more ids than the context": ({"prompt": [65] * 300}, 400, "prompt", "300 tokens and at least one to generate"),
     "beyond the context": (
         {"max_tokens": 199}, 400, "prompt", "3 prompt tokens and max_tokens 199 are 202, more than the context of 200"
     ),
@@ -203,19 +366,58 @@ def test_bad_requests_get_one_clear_answer_in_the_protocols_form(shared, case):
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"] == param
     assert message in error["message"]
+    assert len(error["message"]) < 300
     assert idle(shared.engine)
+
+
+@pytest.mark.parametrize("depth", range(800, 1010, 5))
+def test_no_depth_of_nesting_is_too_much_for_an_answer(shared, depth):
+    """Near the interpreter's limit a value can be read but not be written again."""
+    for field in ("tools", "prompt", "user", "stop", "unknown"):
+        body = f'{{"model":"tiny","max_tokens":1,"prompt":"A","{field}":{depth * "["}{depth * "]"}}}'
+        assert shared.post("/v1/completions", content=body).status_code in (200, 400), field
 
 
 @pytest.mark.parametrize(
     ("messages", "param"),
     [([], "messages"), ([{"role": "robot", "content": "x"}], "messages.0.role"), ("hi", "messages"),
-     ([{"role": "user"}], "messages.0.content"), ([{"role": "user", "content": [{"type": "image_url"}]}], None)],
+     ([{"role": "user"}], "messages.0.content"), ([{"role": "user", "content": [{"type": "image_url"}]}], None),
+     ([{"role": "user", "content": None}], "messages.0.content"),
+     ([{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}], "messages.0.tool_calls"),
+     ([{"role": "assistant", "content": "x", "refusal": "no"}], "messages.0.refusal"),
+     ([{"role": "user", "content": "\ud800"}], "messages.0.content"), ([{"role": "user"}, 5], "messages.0.content"),
+     ([{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}], "messages.0.content.0.text"),
+     ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "messages.0.content.0.text"),
+     ([{"role": "user", "content": ["x"]}], "messages.0.content.0"), ([5], "messages.0"),
+     ([{"role": "user", "content": [{"type": "text", "text": "x", "cache": 1}]}], "messages.0.content.0.cache"),
+     ([{"role": "user", "content": "x"}] * 10_001, "messages"),
+     ([{"role": "user", "content": [{"type": "text", "text": "x"}] * 5000}] * 2, "messages")],
 )  # fmt: skip
 def test_bad_messages(shared, messages, param):
-    response = shared.post("/v1/chat/completions", json={"model": "tiny", "messages": messages})
+    response = shared.post("/v1/chat/completions", content=json.dumps({"model": "tiny", "messages": messages}))
     assert response.status_code == 400
     if param:
         assert response.json()["error"]["param"] == param
+
+
+def test_a_client_that_leaves_within_its_body_is_no_failure(stub, caplog):
+    base = httpx.URL(stub.base_url)
+    with socket.create_connection((base.host, base.port)) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+        wait_for(lambda: stub.server.server_state.tasks)
+    wait_for(lambda: not stub.server.server_state.tasks)
+    assert not caplog.records
+
+
+def test_a_body_may_begin_with_a_byte_order_mark(shared):
+    body = b'\xef\xbb\xbf{"model":"tiny","prompt":"A","max_tokens":1}'
+    assert shared.post("/v1/completions", content=body).status_code == 200
+
+
+def test_a_body_that_is_too_long_is_413(shared):
+    response = shared.post("/v1/completions", content=b" " * (8 * 2**20 + 1))
+    assert response.status_code == 413
+    assert "longer than 8388608 bytes" in response.json()["error"]["message"]
 
 
 def test_one_bad_prompt_of_several_takes_nothing_in(shared):
@@ -227,6 +429,34 @@ def test_unknown_routes_and_methods(shared):
     assert shared.get("/v1/nothing").status_code == 404
     assert shared.get("/v1/completions").status_code == 405
     assert "error" in shared.get("/v1/nothing").json()
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models", "/v1/models/tiny"])
+def test_what_can_be_read_has_a_head(shared, path):
+    response = shared.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
+def test_a_stream_whose_client_left_before_its_first_event_frees_its_request():
+    closed = []
+
+    class Held:
+        def close(self):
+            closed.append(self)
+
+    async def nothing():
+        yield ""
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    async def blocked(message):
+        await asyncio.sleep(60)
+
+    held = Held()
+    scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+    asyncio.run(_EventStream(nothing(), [held])(scope, gone, blocked))
+    assert closed == [held]
 
 
 def test_a_client_that_leaves_frees_its_request(stub):
@@ -275,20 +505,31 @@ def test_metrics_count_what_happened(stub):
     assert values['capstan_requests_finished_total{model="tiny",reason="length"}'] == 3
 
 
-def test_a_stop_in_mid_stream_drains_then_says_so(stub):
-    """With patience the stream ends whole; new requests get 503 or find no one listening; nothing leaks."""
-    body = {"model": "tiny", "prompt": "A", "max_tokens": 100, "stream": True, "temperature": 0}
+def test_a_stop_in_mid_stream_drains_and_says_so(stub):
+    """With patience the stream ends whole; meanwhile new requests get 503 and health says why; nothing leaks."""
+    body = {"model": "tiny", "prompt": "A", "max_tokens": 190, "stream": True, "temperature": 0}
     with stub.stream("POST", "/v1/completions", json=body) as response:
         lines = response.iter_lines()
         next(lines)
         stub.server.stop(10.0)
         wait_for(lambda: stub.engine.state is EngineState.DRAINING)
-        with suppress(httpx.TransportError):  # or the port is closed already
-            assert httpx.post(f"{stub.base_url}/v1/completions", json=body).status_code == 503
+        time.sleep(0.15)  # longer than the server takes to see that it should end
+        health = httpx.get(f"{stub.base_url}/health")
+        assert (health.status_code, health.json()) == (503, {"status": "draining"})
+        refused = httpx.post(f"{stub.base_url}/v1/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
-    assert len(rest) == 100
+    assert len(rest) == 190
     assert idle(stub.engine)
+
+    def closed():
+        try:
+            return httpx.get(f"{stub.base_url}/health") is None
+        except httpx.TransportError:
+            return True
+
+    wait_for(closed)
 
 
 def test_an_impatient_stop_ends_streams_with_an_error(stub):
@@ -303,9 +544,14 @@ def test_an_impatient_stop_ends_streams_with_an_error(stub):
     assert idle(stub.engine)
 
 
-def test_a_failed_engine_answers_500_then_503_and_health_says_why(stub):
+def test_a_failed_engine_answers_500_then_503_and_health_says_why(stub, caplog):
     stub.engine._runner.run = None
-    assert complete(stub).status_code == 500
+    failed = complete(stub)
+    assert failed.status_code == 500
+    assert failed.json()["error"]["type"] == "server_error"
+    (said,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "a step failed (TypeError: " in said.getMessage()
+    assert not said.exc_info  # one line, no traceback
     assert complete(stub).status_code == 503
     health = stub.get("/health")
     assert health.status_code == 503

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from runtime import tiny
 from runtime.tiny import MAX_PARAMETERS, TINY_LLAMA, made_model, make_model
 from specs.architecture import load_architecture
+from specs.directories import cache_home, config_home
 from specs.errors import InputError
 
 MOE = {
@@ -58,6 +62,66 @@ def test_a_made_model_is_made_once(tmp_path, monkeypatch):
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     assert made_model(TINY_LLAMA, 2) != first
     assert [path.name for path in first.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "other", "no hashes"])
+def test_a_damaged_made_model_is_made_again(damage, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = made_model(TINY_LLAMA, 1)
+    before = contents(made)
+    weights = made / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif damage == "missing":
+        (made / "byte_tokenizer.json").unlink()
+    elif damage == "other":
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    else:
+        (made / "made.json").write_text("{")
+    assert contents(made_model(TINY_LLAMA, 1)) == before
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+
+
+def test_of_two_that_make_the_same_model_the_first_wins(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    written = tiny._write
+
+    def slow(directory, *rest):
+        written(directory, *rest)
+        monkeypatch.setattr(tiny, "_write", written)
+        first.append((made_model(TINY_LLAMA, 1) / "model.safetensors").stat().st_ino)  # the other process is quicker
+
+    first = []
+    monkeypatch.setattr(tiny, "_write", slow)
+    made = made_model(TINY_LLAMA, 1)
+    assert (made / "model.safetensors").stat().st_ino == first[0]
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"model: cannot be written \(No space left on device\)"):
+        make_model(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_no_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/model: cannot be written"):
+        make_model(tmp_path / "file" / "model")
+
+
+def test_relative_cache_and_config_folders_are_ignored(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for relative in ("", "here", "./here"):
+        monkeypatch.setenv("XDG_CACHE_HOME", relative)
+        monkeypatch.setenv("XDG_CONFIG_HOME", relative)
+        assert cache_home() == tmp_path / ".cache" / "capstan"
+        assert config_home() == tmp_path / ".config" / "capstan"
+    assert made_model(TINY_LLAMA).is_relative_to(tmp_path / ".cache")
 
 
 def test_what_cannot_be_made_up_is_refused(tmp_path):
