@@ -12,12 +12,13 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from planner.cost.latency import latency_of
+from planner.cost.latency import FittedLatency, OperatorLatency, latency_of
 from planner.cost.operations import StepShape, measure, operations
 from planner.cost.stages import split_stages
 from planner.cost.step import step_times
@@ -25,6 +26,7 @@ from specs.architecture import load_architecture
 from specs.catalog import load_device, load_engine, load_profile
 from specs.document import DType, write_atomically
 from specs.plan import Layout
+from specs.profile import DeviceFacts, DeviceProfile
 
 POINTS, ROUNDS, TARGET_S = 1000, 7, 0.050
 CASES = (
@@ -49,6 +51,11 @@ def points(window: int | None) -> StepShape:
     )
 
 
+def fresh_latency(facts: DeviceFacts, profile: DeviceProfile) -> OperatorLatency:
+    source = latency_of(facts, profile)
+    return replace(source, kept={}) if isinstance(source, FittedLatency) else source
+
+
 def cpu_s(work: Callable[[], Any]) -> float:
     begin = time.process_time()
     work()
@@ -62,11 +69,12 @@ def case(model: str, device: str, ranks: int, weights: DType) -> dict[str, Any]:
     shape = points(architecture.window_tokens)
 
     def thousand() -> None:
-        latency = latency_of(facts, profile)
+        latency = fresh_latency(facts, profile)  # nothing kept from the round before
         measure(operations(architecture, layout, weights, DType.BF16, facts, profile, latency), shape)
 
     def tables() -> None:
-        step_times(architecture, layout, weights, DType.BF16, facts, profile, engine, 1024, 8192)
+        latency = fresh_latency(facts, profile)
+        step_times(architecture, layout, weights, DType.BF16, facts, profile, engine, 1024, 8192, latency)
 
     first = cpu_s(thousand)
     return {

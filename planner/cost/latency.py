@@ -14,7 +14,7 @@ All shapes are arrays that broadcast against each other; all results are arrays 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -220,6 +220,7 @@ _GEMM_LANES = {DType.BF16: "bfloat16", DType.FP16: "bfloat16", DType.FP32: "bflo
 _EXPERT_LANES = {**_GEMM_LANES, DType.INT4: "int4_wo", DType.FP4: "w4a16_mxfp4"}
 _SIXTEEN_BIT = "bfloat16"
 _ONE_L2_BYTE = 1.0
+_MOST_KEPT = 4000  # results of a few kilobytes each
 # Skew of the router in the tables' words: 0 is balanced. Trained routers are near the power law 1.01.
 ROUTER_LAW = 1.01
 
@@ -229,13 +230,14 @@ class FittedLatency(RooflineLatency):
     """The latency model fitted to kernel tables, of the device or of its relative (`model.note` says so)."""
 
     model: DeviceModel
+    kept: dict[tuple[object, ...], Floats] = field(default_factory=dict, compare=False, repr=False)
 
     def gemm(self, tokens: Floats, in_features: int, out_features: int, weights: DType) -> Floats:
         rows = _columns(m=tokens, n=out_features, k=in_features)
         name = _GEMM_LANES.get(weights)
         lane = self._lane("gemm", name) if name and weights in self.device.flops else None
         if lane is not None:
-            return self._cold_seconds(lane, rows)
+            return self._seconds(lane, cold=True, rows=rows)
         plain = self._lane("gemm", _SIXTEEN_BIT)
         if plain is None:
             return super().gemm(tokens, in_features, out_features, weights)
@@ -247,7 +249,7 @@ class FittedLatency(RooflineLatency):
         if lane is None:
             return super().decode_attention(sequences, keys, shape)
         window = 0.0 if shape.window is None else float(shape.window)
-        return self._cold_seconds(lane, _columns(batch=sequences, keys=keys, window=window, **_heads(shape)))
+        return self._seconds(lane, cold=True, rows=_columns(batch=sequences, keys=keys, window=window, **_heads(shape)))
 
     def prefill_attention(self, new: Floats, cached: Floats, shape: AttentionShape) -> Floats:
         lane = self._attention_lane("context_attention", shape)
@@ -255,7 +257,7 @@ class FittedLatency(RooflineLatency):
             return super().prefill_attention(new, cached, shape)
         window = 0.0 if shape.window is None else float(shape.window)
         rows = _columns(batch=1.0, tokens=new, prefix=cached, window=window, **_heads(shape))
-        return lane.seconds(rows, self.model.facts, self.model.correction)
+        return self._seconds(lane, rows)
 
     def experts(self, tokens: Floats, shape: ExpertShape) -> Floats:
         lane = self._expert_lane(shape)
@@ -271,7 +273,7 @@ class FittedLatency(RooflineLatency):
             moe_ep=shape.expert_ranks,
             law=ROUTER_LAW,
         )
-        seconds = lane.seconds(rows, self.model.facts, self.model.correction)
+        seconds = self._seconds(lane, rows)
         # tables are of gated experts: three matrices; without a gate two of the three are there
         return seconds if shape.gated else seconds * (2.0 / 3.0)
 
@@ -280,7 +282,7 @@ class FittedLatency(RooflineLatency):
         if ranks == 1:
             return message_bytes * 0.0
         seconds = [
-            lane.seconds(_columns(bytes=message_bytes, ranks=ranks, kind=0.0), self.model.facts, self.model.correction)
+            self._seconds(lane, _columns(bytes=message_bytes, ranks=ranks, kind=0.0))
             for lane in (
                 self._ranks_lane("custom_allreduce", "vllm_graph", ranks),
                 self._ranks_lane("nccl", "all_reduce", ranks),
@@ -308,17 +310,26 @@ class FittedLatency(RooflineLatency):
         if lane is None or ranks > self.device.fast_domain:
             return super().all_gather(message_bytes, ranks)
         rows = _columns(bytes=message_bytes, ranks=ranks, kind=0.0)
-        return lane.seconds(rows, self.model.facts, self.model.correction)
+        return self._seconds(lane, rows)
 
     @property
     def _without_l2(self) -> OperatorFacts:
         return replace(self.model.facts, l2_bytes=_ONE_L2_BYTE)
 
-    def _cold_seconds(self, lane: Lane, rows: Rows) -> Floats:
-        facts = self.model.facts
-        missed = np.maximum(lane.physical(rows, self._without_l2) - lane.physical(rows, facts), 0.0)
-        seconds: Floats = lane.seconds(rows, facts, self.model.correction) + missed
-        return seconds
+    def _seconds(self, lane: Lane, rows: Rows, cold: bool = False) -> Floats:
+        """Seconds of the rows, kept: configurations of one device share most of their operators."""
+        key = (id(lane), cold, *(column.tobytes() for column in rows.values()))
+        found = self.kept.get(key)
+        if found is None:
+            if len(self.kept) >= _MOST_KEPT:
+                self.kept.clear()
+            facts = self.model.facts
+            found = lane.seconds(rows, facts, self.model.correction)
+            if cold:
+                found = found + np.maximum(lane.physical(rows, self._without_l2) - lane.physical(rows, facts), 0.0)
+            found.flags.writeable = False
+            self.kept[key] = found
+        return found
 
     def _lane(self, family: str, name: str) -> Lane | None:
         return _unpacked(self.model.profile, family, name)
@@ -382,23 +393,27 @@ def latency_of(device: DeviceFacts, profile: DeviceProfile) -> OperatorLatency:
 
     Steps that the user measured say more of this device than the catalogue's tables: they are taken as they are.
     """
+    key = (device.model_dump_json(), id(profile))
+    if key not in _SOURCES:
+        if len(_SOURCES) >= _MOST_SOURCES:
+            _SOURCES.clear()
+        _SOURCES[key] = (profile, _source(device, profile))
+    return _SOURCES[key][1]
+
+
+# Sources in use, with the profile whose id is in their key
+_SOURCES: dict[tuple[str, int], tuple[DeviceProfile, OperatorLatency]] = {}
+_MOST_SOURCES = 32
+
+
+def _source(device: DeviceFacts, profile: DeviceProfile) -> OperatorLatency:
     if profile.operators is not None:
-        own = _own_fit(profile)
+        own = OperatorProfile.model_validate(profile.operators)
         return FittedLatency(device, profile, DeviceModel(device.name, own, own.facts(), 1.0, None))
     if profile.confidence == "calibrated" or device.vendor != "nvidia":
         return RooflineLatency(device, profile)
     model = device_model(device.name)
     return FittedLatency(device, profile, replace(model, facts=operator_facts(device)))
-
-
-_OWN_FITS: dict[int, tuple[DeviceProfile, OperatorProfile]] = {}
-
-
-def _own_fit(profile: DeviceProfile) -> OperatorProfile:
-    """The operator profile inside a calibrated one, validated once."""
-    if id(profile) not in _OWN_FITS:
-        _OWN_FITS[id(profile)] = (profile, OperatorProfile.model_validate(profile.operators))
-    return _OWN_FITS[id(profile)][1]
 
 
 def borrowed_note(device: DeviceFacts, profile: DeviceProfile) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,3 +310,17 @@ def test_the_parts_of_a_row_add_up() -> None:
     assert sum(part.seconds for part in further.parts) + further.rest_s == pytest.approx(further.total_s)
     assert 0.5 < sum(part.seconds for part in further.parts) / further.total_s < 1.02
     assert {"gemm", "attention", "collective", "elementwise", "engine"} <= {part.kind for part in further.parts}
+
+
+def test_golden_points_do_not_worsen() -> None:
+    """Thirty-three rows of the same serving table, over all its models and engines; the catalogue is fitted to it."""
+    path = Path(__file__).parents[1] / "data" / "serving_golden.csv"
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    found = list(predict_rows(rows, first_line=2))
+    assert all(prediction.tpot_ms is not None for prediction in found)
+    tpot = [prediction.tpot_ms / float(row["tpot_ms"]) for prediction, row in zip(found, rows, strict=True)]  # type: ignore[operator]
+    ttft = [prediction.ttft_ms / float(row["ttft_ms"]) for prediction, row in zip(found, rows, strict=True)]  # type: ignore[operator]
+    assert np.median(np.abs(np.array(tpot) - 1)) < 0.07
+    assert np.quantile(np.abs(np.array(tpot) - 1), 0.9) < 0.20
+    assert np.median(np.abs(np.array(ttft) - 1)) < 0.25
