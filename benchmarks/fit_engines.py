@@ -5,7 +5,8 @@
 Parameters are those of `PARAMETERS`, all positive, with a prior each (log-normal: middle and width); none belongs to
 one model. Method: Gauss-Newton on log(predicted / measured) of TPOT and TTFT with Huber's weights (P. J. Huber, 1964),
 since a few published rows are wrong by factors. `left_out` predicts each (model, device, engine) group with the
-parameters that the other groups alone give: one more Gauss-Newton step without its rows, as long as helps them most. Same table, same figures.
+parameters that the other groups alone give: one more Gauss-Newton step without its rows, of the length that helps the
+others most. Same table, same figures.
 """
 
 from __future__ import annotations

@@ -433,6 +433,8 @@ def kernel_errors(device: DeviceFacts, profile: DeviceProfile) -> dict[str, floa
     """
     source = latency_of(device, profile)
     if not isinstance(source, FittedLatency):
+        if profile.confidence == "borrowed":
+            return {}
         return {name: value for name, value in profile.error_quantiles.items() if name.endswith("p50")}
     fitted = source.model.profile
     if fitted.confidence == "datasheet":
