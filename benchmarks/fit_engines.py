@@ -29,7 +29,7 @@ from specs.profile import EngineProfile
 TPOT_WIDTH, TTFT_WIDTH = 0.06, 0.25  # of log ratios: what a good prediction is off by
 DIFFERENCE = 0.05  # of a parameter's logarithm, for its derivative
 FACTOR, GROUPED, OVERHEAD = 0.1, 0.3, 0.5  # widths of priors: kernels, grouped products (no table fits), host times
-GROUP_ROWS = 20.0  # rows that a (model, device, engine) counts for at most: none may outweigh the others
+GROUP_ROWS = 3.0  # rows that a (model, device, engine) counts for: errors of one group are not independent
 SAMPLED_ROWS = 40  # of such a group that are simulated for the fit, spread over the table
 
 _KERNELS = {

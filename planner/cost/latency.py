@@ -23,7 +23,7 @@ from planner.cost.collectives import all_reduce_s, stage_transfer_s
 from planner.cost.moe import experts_s
 from planner.cost.roofline import Floats, compute_dtype, elementwise_s, gemm_s, peak_flops, weight_bytes_per_element
 from planner.operators import DeviceModel, OperatorProfile, device_model
-from planner.operators.cores import OperatorFacts, gemm_core, operator_facts
+from planner.operators.cores import OperatorFacts, gemm_core, moe_core, operator_facts
 from planner.operators.grid import Rows
 from planner.operators.lane import Lane
 from specs.document import DType
@@ -260,7 +260,8 @@ class FittedLatency(RooflineLatency):
         return self._seconds(lane, rows)
 
     def experts(self, tokens: Floats, shape: ExpertShape) -> Floats:
-        lane = self._expert_lane(shape)
+        measured = self._expert_lane(shape)
+        lane = measured or self._expert_lane(replace(shape, weights=DType.BF16, block_scaled=False))
         if lane is None:
             return super().experts(tokens, shape)
         rows = _columns(
@@ -274,6 +275,10 @@ class FittedLatency(RooflineLatency):
             law=ROUTER_LAW,
         )
         seconds = self._seconds(lane, rows)
+        if measured is None:  # no table has the type: its own bytes and peak under the fit of 16 bit
+            peak = compute_dtype(shape.weights, self.device).value
+            core = moe_core(weight_bytes_per_element(shape.weights), peak)
+            seconds = seconds * core(rows, self.model.facts, lane.parameters) / lane.physical(rows, self.model.facts)
         # tables are of gated experts: three matrices; without a gate two of the three are there
         return seconds if shape.gated else seconds * (2.0 / 3.0)
 

@@ -319,7 +319,7 @@ class _Rank:
             reread = chunks * (shape.cached if window is None else np.minimum(shape.cached, float(window)))
             return Cost(
                 decode_flops * read + pair_flops * pairs,
-                key_bytes * (read + reread + shape.tokens),
+                key_bytes * (read + reread + self.own(shape.tokens)),
                 np.where(shape.tokens > 0, floor + seconds, 0.0),
             )
 

@@ -46,11 +46,15 @@ class DecodeTable:
 
     def piece(self, sequences: int, total_keys: float) -> Piece:
         """The piece that `total_keys` keys of all `sequences` together lie in."""
+        pieces, ends = self.row(sequences)
+        return pieces[bisect_left(ends, total_keys)]
+
+    def row(self, sequences: int) -> tuple[tuple[Piece, ...], list[float]]:
+        """All pieces of `sequences` sequences, and where each but the last ends."""
         row = self._rows.get(sequences)
         if row is None:
             row = self._rows[sequences] = self._row(sequences)
-        pieces, ends = row
-        return pieces[bisect_left(ends, total_keys)]
+        return row
 
     def no_slower_than(self, slope_s: float, other: DecodeTable, other_slope_s: float) -> bool:
         """Whether slope and table together never take longer than the other's; False for other knots.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.engine_kernels import engine_s
 from planner.cost.latency import OperatorLatency, latency_of, seen_pairs
 from planner.cost.operations import Operation, StepShape, measure, operations
 from planner.cost.pieces import ChunkTable, DecodeTable
@@ -22,7 +23,7 @@ from specs.architecture.model import Architecture
 from specs.document import DType
 from specs.errors import InputError
 from specs.plan import Layout
-from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
+from specs.profile import DeviceFacts, DeviceProfile, EngineProfile, KernelFactors
 
 # Knots: every number of tokens up to this one is worked out, then every 64th, then every 512th; linear between them.
 _EVERY_TOKENS, _SPARSE_TOKENS = 256, 2048
@@ -90,13 +91,16 @@ def step_times(
     longest = min(architecture.max_position_embeddings, _LONGEST_KEYS)
     full = tuple(operation for operation in attention if operation.window is None)
     windowed = tuple(operation for operation in attention if operation.window is not None)
-    decode = _decode(full, max_num_seqs, longest)
-    window = _decode(windowed, max_num_seqs, architecture.window_tokens or longest)
-    prefill = _prefill(full, windowed, architecture.window_tokens, max_num_batched_tokens, longest)
-    tokens_s = engine.step_overhead_s + _tabled(every, max_num_batched_tokens, sampled=False)
+    factors = engine.kernels
+    decode = _decode(full, factors.attention, max_num_seqs, longest)
+    window = _decode(windowed, factors.attention, max_num_seqs, architecture.window_tokens or longest)
+    prefill = _prefill(
+        full, windowed, factors.prefill_attention, architecture.window_tokens, max_num_batched_tokens, longest
+    )
+    tokens_s = engine.step_overhead_s + _tabled(every, factors, max_num_batched_tokens, sampled=False)
     return StepTimes(
         tokens_s=(0.0, *tokens_s.tolist()),
-        sampled_s=(0.0, *_tabled(every, max_num_seqs, sampled=True).tolist()),
+        sampled_s=(0.0, *_tabled(every, factors, max_num_seqs, sampled=True).tolist()),
         sequence_s=engine.sequence_overhead_s + _state_s(every),
         decode_launch_s=0.0,  # decodes share the attention launch that tokens_s counts
         decode_context_token_s=decode.slope_s,
@@ -106,7 +110,7 @@ def step_times(
         prefill_pair_s=prefill.pair_s,
         prefill_window_pair_s=prefill.window_pair_s,
         prefill_context_token_s=0.0,
-        request_s=engine.request_overhead_s,
+        request_s=engine.request_overhead_s + engine.request_serial_s,
         lanes=layout.pipeline_parallel,
         stage_shares=tuple(count / len(architecture.layers) for count in layout.pipeline_stages),
         decode_table=decode.table,
@@ -115,7 +119,7 @@ def step_times(
     )
 
 
-def _tabled(every: tuple[Operation, ...], most: int, *, sampled: bool) -> Floats:
+def _tabled(every: tuple[Operation, ...], factors: KernelFactors, most: int, *, sampled: bool) -> Floats:
     """Seconds of steps of 1..`most` tokens (or sampled rows) in the operations that these alone decide."""
     knots = np.unique(
         np.concatenate(
@@ -131,7 +135,9 @@ def _tabled(every: tuple[Operation, ...], most: int, *, sampled: bool) -> Floats
     none = np.zeros(1)
     tokens, rows = (none, knots) if sampled else (knots, none)
     shape = StepShape(np.broadcast_to(tokens, knots.shape), np.broadcast_to(rows, knots.shape), *[none] * 6)
-    seconds = measure(every, shape).seconds
+    seconds = np.zeros(knots.shape)
+    for operation in every:
+        seconds = seconds + operation.count * engine_s(factors, operation.kind, knots, operation.measure(shape).seconds)
     seconds = np.minimum.accumulate(seconds[::-1])[::-1]  # a batch may be padded to a size that takes less
     return np.interp(np.arange(1, most + 1), knots, seconds)
 
@@ -157,12 +163,12 @@ class _Decode:
     table: DecodeTable | None = None
 
 
-def _decode(attention: tuple[Operation, ...], most_sequences: int, most_keys: int) -> _Decode:
+def _decode(attention: tuple[Operation, ...], factor: float, most_sequences: int, most_keys: int) -> _Decode:
     if not attention:
         return _Decode()
     sizes, keys = _knots(_SIZES, most_sequences), _knots(_KEYS, max(2, most_keys))
     b, c = (grid.ravel() for grid in np.meshgrid(sizes, keys, indexing="ij"))
-    seconds = _attention_s(attention, StepShape.of(decodes=b, keys=c)).reshape(len(sizes), len(keys))
+    seconds = factor * _attention_s(attention, StepShape.of(decodes=b, keys=c)).reshape(len(sizes), len(keys))
     seconds = np.maximum.accumulate(seconds, axis=1)  # more keys never take less time: dips are noise of the fit
     total = np.outer(sizes, keys)
     slope = float((seconds[:, -1] / total[:, -1]).min())
@@ -177,7 +183,12 @@ class _Prefill:
 
 
 def _prefill(
-    full: tuple[Operation, ...], windowed: tuple[Operation, ...], window: int | None, budget: int, longest: int
+    full: tuple[Operation, ...],
+    windowed: tuple[Operation, ...],
+    factor: float,
+    window: int | None,
+    budget: int,
+    longest: int,
 ) -> _Prefill:
     if not full and not windowed:
         return _Prefill()
@@ -187,7 +198,7 @@ def _prefill(
     shape = StepShape(n, one * 0, one * 0, one * 0, one * 0, one, n, p)
     slopes, left = [], np.zeros(n.shape)
     for attention, reach in ((full, None), (windowed, window)):
-        seconds, pairs = _attention_s(attention, shape), seen_pairs(n, p, reach)
+        seconds, pairs = factor * _attention_s(attention, shape), seen_pairs(n, p, reach)
         slope = _pair_slope(seconds, pairs, n, p) if attention else 0.0
         slopes.append(slope)
         left += np.maximum(seconds - slope * pairs, 0.0)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.engine_kernels import engine_s
 from planner.cost.operations import StepShape
 from planner.estimate.points import Deployment, Point
 from planner.estimate.protocol import protocol_of
 from planner.estimate.replica import simulate_point, work_of
-from planner.estimate.step import scaled
 from specs.profile import EngineProfile
 
 
@@ -71,7 +71,7 @@ def _operators(deployment: Deployment, engine: EngineProfile, shape: StepShape, 
     for operation in work_of(deployment, engine).operations:
         kind = "prefill_attention" if prefills and operation.kind == "attention" else operation.kind
         seconds = operation.count * float(np.ravel(operation.measure(shape).seconds)[0])
-        seconds = float(scaled(engine.kernels, kind, shape.tokens, np.array([seconds]))[0])
+        seconds = float(engine_s(engine.kernels, kind, shape.tokens, np.array([seconds]))[0])
         if seconds > 0.0:
             count, before = found.get((operation.name, operation.kind), (0, 0.0))
             found[operation.name, operation.kind] = (count + operation.count, before + seconds)

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.cost.roofline import Floats
+from planner.cost.engine_kernels import engine_s
 from planner.estimate.work import CACHED, KEYS, NEW, ROWS, SIZES, TOKENS, LayoutWork
-from specs.profile import EngineProfile, KernelFactors
+from specs.profile import EngineProfile
 
-_FEW, _MANY = 64.0, 1024.0
 _NEW, _CACHED = NEW.tolist(), CACHED.tolist()
 _LINEAR = tuple[list[float], list[float], list[float]]  # knots, constants and slopes of a piecewise linear function
 
@@ -33,7 +32,7 @@ class EngineStep:
     def __post_init__(self) -> None:
         factors = self.engine.kernels
         tokens = sum(
-            (scaled(factors, kind, TOKENS, seconds) for kind, seconds in self.work.tokens.items()),
+            (engine_s(factors, kind, TOKENS, seconds) for kind, seconds in self.work.tokens.items()),
             np.zeros(len(TOKENS)),
         )
         rows = sum((factors.of(kind) * seconds for kind, seconds in self.work.rows.items()), np.zeros(len(ROWS)))
@@ -106,15 +105,3 @@ def _place(knots: list[float], value: float) -> tuple[int, float]:
     """Index of the knot below, and the share of the way to the next; clamped at both ends."""
     index = min(max(bisect_right(knots, value) - 1, 0), len(knots) - 2)
     return index, min(max((value - knots[index]) / (knots[index + 1] - knots[index]), 0.0), 1.0)
-
-
-def scaled(factors: KernelFactors, kind: str, tokens: Floats, seconds: Floats) -> Floats:
-    """Seconds of operations of one kind in steps of so many tokens, as the engine's kernels take them.
-
-    Grouped products turn from reading weights to arithmetic between `_FEW` and `_MANY` tokens.
-    """
-    if kind != "experts":
-        return factors.of(kind) * seconds
-    turn = np.clip(np.log(np.maximum(tokens, 1.0) / _FEW) / np.log(_MANY / _FEW), 0.0, 1.0)
-    result: Floats = factors.experts ** (1.0 - turn) * factors.prefill_experts**turn * seconds
-    return result

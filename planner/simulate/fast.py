@@ -5,7 +5,8 @@ attention window, a total of keys that reaches the end of a piece of the decode 
 sequences, and only their contexts grow, one token a step each. So step j of a run takes A + B j seconds, with A the
 first step's time and B = b x decode_context_token_s + g x decode_window_token_s (g sequences still below the window),
 and k steps take k A + B k (k - 1) / 2: a quadratic that tells at which step boundary an arrival is seen. Steps with
-prefill chunks are single steps.
+prefill chunks are single steps, but for those in which one prompt takes the whole budget: while it goes on and nothing
+finishes, nobody can join, so they are one run whose seconds are added up step by step.
 
 Bookkeeping is constant per event, whatever the batch: every decoding sequence advances one token per decode step, so
 with D the lane's count of decode steps
@@ -19,19 +20,70 @@ Only a step that runs out of blocks walks over the sequences, to preempt as the 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from heapq import heapify, heappop, heappush
 
+from planner.simulate.lookups import chunk_seconds, decode_seconds
 from planner.simulate.model import ReplicaModel
 from planner.simulate.record import EventBoundError, LaneLoad, Outstanding, Record
 from planner.simulate.stages import Stages
 
-_Chunk = tuple[int, int]  # request, tokens cached when its prompt is complete
-_NONE: list[_Chunk] = []  # never written to
+_NONE: list[int] = []  # never written to
 
 
 class JumpLane:
     """One batch in flight of one replica. Same interface and same results as `step.StepLane`."""
+
+    __slots__ = (  # a third of the time goes into attributes
+        "_below",
+        "_block_size",
+        "_budget",
+        "_chunk_s",
+        "_clock",
+        "_completing",
+        "_context",
+        "_count",
+        "_crossing_counts",
+        "_crossings",
+        "_cuttable",
+        "_decode_row",
+        "_decode_s",
+        "_decoded",
+        "_decodes",
+        "_ends",
+        "_finish",
+        "_first_s",
+        "_growth_s",
+        "_horizon_s",
+        "_index",
+        "_lane",
+        "_num_blocks",
+        "_open",
+        "_partial",
+        "_prefill_first",
+        "_queue",
+        "_record",
+        "_replica",
+        "_residues",
+        "_resumed",
+        "_sampled_s",
+        "_seats",
+        "_sent_to_lane",
+        "_sent_to_replica",
+        "_sequence_s",
+        "_stages",
+        "_start_s",
+        "_step_tokens_s",
+        "_steps",
+        "_times",
+        "_used",
+        "_whole",
+        "_window",
+        "_window_context",
+        "cut_s",
+        "load",
+    )
 
     def __init__(
         self,
@@ -48,13 +100,16 @@ class JumpLane:
         self.cut_s = math.inf  # with stages: no step of the run in flight is formed from then on
         self.load = LaneLoad()
         self._times = times
-        self._first_chunk_s = model.first_chunk_s
+        self._decode_s, self._chunk_s = model.lookups
+        self._decode_row = None if times.decode_table is None else times.decode_table.row
+        self._step_tokens_s, self._sampled_s, self._sequence_s = times.tokens_s, times.sampled_s, times.sequence_s
         self._seats = model.lane_seqs(lane)
         self._num_blocks = model.lane_blocks(lane)
         self._block_size = model.block_size_tokens
         self._budget = model.limits.max_num_batched_tokens
         self._prefill_first = model.scheduling.prefill_policy == "prefill_first"
         self._record = record
+        self._horizon_s = record.horizon_s
         self._sent_to_replica = outstanding.replicas
         self._sent_to_lane = outstanding.lanes[replica]
         self._replica = replica
@@ -86,7 +141,7 @@ class JumpLane:
         self._decodes = 0  # sequences decoding in it
         self._first_s = 0.0  # A
         self._growth_s = 0.0  # B
-        self._completing = _NONE  # chunks in it that complete a prompt
+        self._completing = _NONE  # requests whose prompts it completes
         self._cuttable = False  # an arrival ends it at the next step boundary
         self._open = False  # the same with stages, where the replica ends it
 
@@ -152,15 +207,14 @@ class JumpLane:
 
     def complete(self, time_s: float) -> None:
         """Apply the run that ends now: contexts and blocks grow, prompts complete, sequences finish."""
-        steps, load, record = self._steps, self.load, self._record
+        steps, load, decodes, decoded = self._steps, self.load, self._decodes, self._decoded
         self._steps = 0
         load.steps += steps
-        horizon_s, start_s = record.horizon_s, self._start_s
-        if start_s < horizon_s and self._stages is None:
-            load.busy_s += (time_s if time_s < horizon_s else horizon_s) - start_s
-        decodes, decoded, block_size = self._decodes, self._decoded, self._block_size
+        start_s = self._start_s
+        if start_s < self._horizon_s and self._stages is None:
+            load.busy_s += (time_s if time_s < self._horizon_s else self._horizon_s) - start_s
         if decodes:
-            self._used += self._residues[decoded % block_size] if steps == 1 else self._blocks_of_run(steps)
+            self._used += self._residues[decoded % self._block_size] if steps == 1 else self._blocks_of_run(steps)
             self._decoded = decoded = decoded + steps
             self._context += steps * decodes
             if self._window:
@@ -175,7 +229,7 @@ class JumpLane:
             request = heappop(ends) % self._count
             cached = self._whole[request]
             del self._finish[request]
-            self._residues[(decoded - cached) % block_size] -= 1
+            self._residues[(decoded - cached) % self._block_size] -= 1
             self._context -= cached
             if self._window:
                 self._leave_window(cached)
@@ -184,17 +238,16 @@ class JumpLane:
     def _complete_prompts(self, time_s: float) -> None:
         """The chunks that reached the end of their prompts sample a token; the sequences decode from now on."""
         record, resumed = self._record, self._resumed
-        for request, cached in self._completing:
-            done = 1
+        for request in self._completing:
+            left = record.output[request] - 1
             if resumed and request in resumed:
-                done += resumed.pop(request)
+                left -= resumed.pop(request)
             else:
                 record.first_s[request] = time_s
-            left = record.output[request] - done
             if left:
-                self._join(request, self._decoded + left, cached)
+                self._join(request, self._decoded + left, self._whole[request] - left)
             else:
-                self._leave(request, cached, time_s)
+                self._leave(request, self._whole[request], time_s)
         self._completing = _NONE
 
     def _leave(self, request: int, cached: int, time_s: float) -> None:
@@ -278,20 +331,19 @@ class JumpLane:
         self._start_s = time_s
         self._cuttable = self._open = False
         free = self._num_blocks - self._used
-        if prompts and self._prefill_first and (seconds := self._form_chunks(time_s, 0, free)):
-            return self._end(time_s, seconds)
+        if prompts and self._prefill_first and (end_s := self._form_chunks(time_s, 0, free)):
+            return end_s
         growth = self._residues[self._decoded % self._block_size]
         if growth > free:
             self._preempt(free)
-            return self._end(time_s, self._form_run(1))
-        if prompts and not self._prefill_first and (seconds := self._form_chunks(time_s, decodes, free - growth)):
-            return self._end(time_s, seconds)
+            seconds = self._form_run(1)
+            return time_s + seconds if self._stages is None else self._stages.run(time_s, seconds)
+        if prompts and not self._prefill_first and (end_s := self._form_chunks(time_s, decodes, free - growth)):
+            return end_s
         # Only decodes. What waits now goes on waiting until something finishes; what comes later may cut the run.
-        steps = self._ends[0] // self._count - self._decoded
+        steps = self._steps_to_change()
         if decodes * (steps // self._block_size + 1) > free:
             steps = min(steps, self._steps_within(free))
-        if self._below and self._crossings[0] - self._decoded < steps:
-            steps = self._crossings[0] - self._decoded
         if self._stages is not None:
             self._form_run(steps)
             self._open = not head_ready and decodes + (partial is not None) < self._seats
@@ -304,26 +356,29 @@ class JumpLane:
                 return self._cut(queue[0][0])
         return end_s
 
-    def _end(self, time_s: float, seconds: float) -> float:
-        """When a single step of `seconds` ends that starts now."""
-        return time_s + seconds if self._stages is None else self._stages.run(time_s, seconds)
+    def _steps_to_change(self) -> int:
+        """Decode steps until a sequence finishes or fills its window."""
+        steps = self._ends[0] // self._count - self._decoded
+        if self._below and self._crossings[0] - self._decoded < steps:
+            return self._crossings[0] - self._decoded
+        return steps
 
     def _form_run(self, steps: int) -> float:
         """A run of decode-only steps over all decoding sequences; returns its seconds."""
         times, decodes = self._times, len(self._finish)
         context, window_context = self._context + decodes, self._window_context
-        first_s = times.tokens_s[decodes] + times.sampled_s[decodes] + times.sequence_s * decodes
-        first_s += times.decode_s(decodes, context, window_context)
+        first_s = self._step_tokens_s[decodes] + self._sampled_s[decodes] + self._sequence_s * decodes
+        first_s += self._decode_s(decodes, context, window_context)
         growth_s = times.decode_context_token_s * decodes + times.decode_window_token_s * self._below
         if steps > 1:  # no further than the times stay linear in the keys
-            table, window_table = times.decode_table, times.decode_window_table
-            if table is not None:
-                end, _, slope_s = table.piece(decodes, context)
+            if self._decode_row is not None:
+                pieces, ends = self._decode_row(decodes)
+                end, _, slope_s = pieces[bisect_left(ends, context)]
                 growth_s += slope_s * decodes
                 if context + (steps - 1) * decodes > end:
                     steps = int((end - context) // decodes) + 1
-            if window_table is not None and self._below:
-                end, _, slope_s = window_table.piece(decodes, window_context)
+            if times.decode_window_table is not None and self._below:
+                end, _, slope_s = times.decode_window_table.piece(decodes, window_context)
                 growth_s += slope_s * self._below
                 if window_context + (steps - 1) * self._below > end:
                     steps = int((end - window_context) // self._below) + 1
@@ -337,35 +392,65 @@ class JumpLane:
         return steps * first_s + growth_s * (steps * (steps - 1) // 2)
 
     def _form_chunks(self, time_s: float, decodes: int, free: int) -> float:
-        """One step of `decodes` decodes and all chunks that fit the budget and `free` blocks.
+        """A step of `decodes` decodes and all chunks that fit the budget and `free` blocks, and those that follow alike.
 
-        Returns its seconds; 0.0, and nothing changed, when no chunk fits.
+        Returns when it ends; 0.0, and nothing changed, when no chunk fits.
         """
-        record, times, block_size = self._record, self._times, self._block_size
-        prompt, queue, resumed = record.prompt, self._queue, self._resumed
-        completing: list[_Chunk] = []
-        chunks: list[tuple[int, int]] = []  # new tokens, cached tokens
-        taken = 0
+        block_size, chunk_s = self._block_size, self._chunk_s
+        completing: list[int] = []
+        chunks_s: list[float] = []
+        unused = free
         tokens = self._budget - decodes
         partial = self._partial
         if partial is not None:
             request, start, target = partial
-            size = target - start
-            if size > tokens:
-                size = tokens
-            blocks = -(-(start + size) // block_size) - -(-start // block_size)
-            if size == 0 or blocks > free:
+            cached = start + tokens
+            if cached < target and self._stages is None:
+                return self._form_alone(time_s, decodes, free, 0)
+            if cached > target:
+                cached = target
+            unused -= -(-cached // block_size) - -(-start // block_size)
+            if cached == start or unused < 0:
                 return 0.0
-            free -= blocks
-            taken += blocks
-            tokens -= size
-            chunks.append((size, start))
-            if start + size == target:
-                completing.append((request, target))
+            tokens -= cached - start
+            chunks_s.append(chunk_s(cached - start, start))
+            if cached == target:
+                completing.append(request)
                 self._partial = None
             else:
-                self._partial = (request, start + size, target)
-        seats = self._seats - len(self._finish) - len(chunks)
+                self._partial = (request, cached, target)
+        seats = self._seats - len(self._finish) - len(chunks_s)
+        if tokens and self._queue:
+            unused, tokens = self._admit(time_s, unused, tokens, seats, chunks_s, completing)
+        if not chunks_s:
+            return 0.0
+        self._used += free - unused
+        self._completing = completing
+        self._steps = 1
+        self._decodes = decodes
+        sequences = decodes + len(chunks_s)
+        running = sequences if decodes else sequences + len(self._finish)
+        if running > self.load.running_peak:
+            self.load.running_peak = running
+        # term by term in the order of `StepTimes.step_s`: pipelines break ties by equal times
+        seconds = self._step_tokens_s[self._budget - tokens] + self._sampled_s[decodes + len(completing)]
+        seconds += self._sequence_s * sequences
+        if decodes:
+            seconds += self._decode_s(decodes, self._context + decodes, self._window_context)
+        for one_s in chunks_s:
+            seconds += one_s
+        if self._stages is not None:
+            return self._stages.run(time_s, seconds)
+        if completing or tokens:
+            return time_s + seconds
+        end_s = time_s + seconds
+        return self._form_alone(end_s, decodes, unused, 1) or end_s
+
+    def _admit(
+        self, time_s: float, free: int, tokens: int, seats: int, chunks_s: list[float], completing: list[int]
+    ) -> tuple[int, int]:
+        """First chunks of the requests that wait at `time_s`, in order; returns the blocks and tokens that are left."""
+        queue, resumed, block_size, prompt = self._queue, self._resumed, self._block_size, self._record.prompt
         while tokens and seats and queue and queue[0][0] <= time_s:
             request = queue[0][1]
             target = prompt[request]
@@ -377,38 +462,56 @@ class JumpLane:
                 break
             queue.popleft()
             free -= blocks
-            taken += blocks
             tokens -= size
             seats -= 1
-            chunks.append((size, 0))
+            chunks_s.append(self._chunk_s(size, 0))
             if size == target:
-                completing.append((request, target))
+                completing.append(request)
             else:
                 self._partial = (request, size, target)
-        if not chunks:
-            return 0.0
-        self._used += taken
-        self._completing = completing
-        self._steps = 1
-        self._decodes = decodes
-        running = self._seats - seats
-        if running > self.load.running_peak:
-            self.load.running_peak = running
-        # term by term in the order of `StepTimes.step_s`: pipelines break ties by equal times
-        seconds = times.tokens_s[self._budget - tokens] + times.sampled_s[decodes + len(completing)]
-        seconds += times.sequence_s * (decodes + len(chunks))
-        if decodes:
-            seconds += times.decode_s(decodes, self._context + decodes, self._window_context)
-        first_chunk_s = self._first_chunk_s
-        for size, start in chunks:
-            if start:
-                seconds += times.chunk_s(size, start)
-            elif size in first_chunk_s:
-                seconds += first_chunk_s[size]
+        return free, tokens
+
+    def _form_alone(self, time_s: float, decodes: int, free: int, formed: int) -> float:
+        """Steps in which the prompt under way takes the whole budget, the first from `time_s`.
+
+        `formed`: steps of the run in flight so far. No step completes the prompt; no sequence finishes before the last
+        one ends. Returns the end of the last one; 0.0, and nothing changed, where there is none.
+        """
+        partial = self._partial
+        assert partial is not None
+        request, cached, target = partial
+        size = self._budget - decodes
+        steps = formed + ((target - cached - 1) // size if size else 0)
+        if decodes and steps > 1:
+            steps = min(steps, self._steps_to_change())
+        block_size, residues, decoded = self._block_size, self._residues, self._decoded
+        decode_s, chunk_s, context, window_context = self._decode_s, self._chunk_s, self._context, self._window_context
+        fixed_s = self._step_tokens_s[self._budget] + self._sampled_s[decodes] + self._sequence_s * (decodes + 1)
+        used = before = -(-cached // block_size)
+        done = formed
+        while done < steps:
+            grown = -(-(cached + size) // block_size)
+            free -= grown - used
+            if decodes and done:
+                free -= residues[(decoded + done) % block_size]
+            if free < 0:
+                break
+            used = grown
+            done += 1
+            if decodes:
+                decoding_s = decode_s(decodes, context + done * decodes, window_context + (done - 1) * self._below)
+                time_s += fixed_s + decoding_s + chunk_s(size, cached)
             else:
-                first_chunk_s[size] = times.chunk_s(size, 0)
-                seconds += first_chunk_s[size]
-        return seconds
+                time_s += fixed_s + chunk_s(size, cached)
+            cached += size
+        if done == formed:
+            return 0.0
+        self._used += used - before
+        self._partial = (request, cached, target)
+        self._steps, self._decodes = done, decodes
+        if decodes >= self.load.running_peak:
+            self.load.running_peak = decodes + 1
+        return time_s
 
     def _preempt(self, free: int) -> None:
         """Blocks run out in this step: preempt the youngest until the older sequences have theirs."""

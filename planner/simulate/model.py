@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.step_times import StepTimes
+from planner.simulate.lookups import ChunkSeconds, DecodeSeconds, chunk_seconds, decode_seconds
 from specs.plan import Limits, Scheduling
 
 FloatArray = NDArray[np.float64]
@@ -97,9 +98,9 @@ class ReplicaModel:
             raise ValueError("only chunked prefill is simulated")
 
     @cached_property
-    def first_chunk_s(self) -> dict[int, float]:
-        """Seconds of a chunk that begins a prompt, by its size, as the fast path finds them out."""
-        return {}
+    def lookups(self) -> tuple[DecodeSeconds, ChunkSeconds]:
+        """Step times as the fast path reads them; all its lanes share what they found out."""
+        return decode_seconds(self.times), chunk_seconds(self.times)
 
     def lane_seqs(self, lane: int) -> int:
         """Seats of one lane: equal parts, the first lanes take the remainder, at least one each."""

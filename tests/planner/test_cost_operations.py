@@ -9,10 +9,12 @@ from planner.cost.latency import RooflineLatency, latency_of, seen_pairs
 from planner.cost.operations import Operation, StepShape, measure, operations
 from planner.cost.stages import split_stages
 from planner.cost.step import step_times
+from planner.cost.step_times import StepTimes
 from specs.architecture import load_architecture
 from specs.catalog import load_device, load_engine, load_profile
 from specs.document import DType
 from specs.plan import Layout
+from specs.profile import KernelFactors
 
 EIGHT, SEVENTY, MOE, MLA = (
     "meta-llama/Llama-3.1-8B",
@@ -156,7 +158,8 @@ def test_pairs_of_chunks_add_up_to_the_whole_prompt() -> None:
 )
 def test_the_tables_of_a_step_are_those_of_its_operations(model: str, device: str, ranks: int, weights: DType) -> None:
     """Whatever a step holds, `StepTimes` gives what its operations add up to, interpolation aside."""
-    architecture, engine = load_architecture(model), load_engine("vllm")
+    architecture = load_architecture(model)
+    engine = load_engine("vllm").model_copy(update={"kernels": KernelFactors()})
     facts, profile = load_device(device), load_profile(device)
     layout = Layout(tensor_parallel=ranks, pipeline_stages=split_stages(architecture, 1))
     times = step_times(architecture, layout, weights, DType.BF16, facts, profile, engine, 256, 4096)
@@ -194,6 +197,28 @@ def test_the_tables_of_a_step_are_those_of_its_operations(model: str, device: st
     assert float(np.quantile(errors, 0.95)) < 0.05
     if weights is not DType.FP8:
         assert float(np.quantile(np.abs(errors), 0.9)) < 0.06
+
+
+def test_an_engine_scales_its_kernels_by_kind() -> None:
+    """Twice as slow products, thrice as slow decode attention: what is theirs grows by as much, the rest by nothing."""
+    architecture, facts, profile = load_architecture(EIGHT), load_device("h100"), load_profile("h100")
+    layout = Layout(pipeline_stages=(32,))
+
+    def times(**factors: float) -> StepTimes:
+        engine = load_engine("vllm").model_copy(update={"kernels": KernelFactors(**factors)})
+        return step_times(architecture, layout, DType.BF16, DType.BF16, facts, profile, engine, 64, 512)
+
+    plain, gemm, attention = times(), times(gemm=2.0), times(attention=3.0)
+    products = sum(o.count * o.measure(StepShape.of(decodes=64.0, keys=1.0)).seconds[0] for o in listed_gemms())
+    # a little less where the plain batch is padded to a size that takes less
+    assert 0.85 * products < gemm.tokens_s[64] - plain.tokens_s[64] <= products * (1 + 1e-9)
+    assert gemm.decode_s(64, 64_000, 0) == plain.decode_s(64, 64_000, 0)
+    assert attention.decode_s(64, 64_000, 0) == pytest.approx(3 * plain.decode_s(64, 64_000, 0))
+    assert attention.chunk_s(256, 0) == plain.chunk_s(256, 0)
+
+
+def listed_gemms() -> list[Operation]:
+    return [o for o in listed(EIGHT, fitted=True) if o.kind == "gemm" and o.name != "lm_head"]
 
 
 def test_cold_weights_take_longer_than_a_warm_cache_and_never_less_than_the_memory() -> None:
