@@ -14,6 +14,7 @@ All shapes are arrays that broadcast against each other; all results are arrays 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -22,6 +23,7 @@ import numpy as np
 from planner.cost.collectives import all_reduce_s, stage_transfer_s
 from planner.cost.moe import experts_s
 from planner.cost.roofline import Floats, compute_dtype, elementwise_s, gemm_s, peak_flops, weight_bytes_per_element
+from planner.cost.transfer import network_all_reduce_s
 from planner.operators import DeviceModel, OperatorProfile, device_model
 from planner.operators.cores import OperatorFacts, gemm_core, moe_core, operator_facts
 from planner.operators.grid import Rows
@@ -103,8 +105,8 @@ class OperatorLatency(Protocol):
     def reduce_scatter(self, message_bytes: Floats, ranks: int) -> Floats:
         """`message_bytes` is what every rank holds before it."""
 
-    def all_to_all(self, message_bytes: Floats, ranks: int) -> Floats:
-        """Every rank sends `message_bytes` in all, in equal parts to all."""
+    def router_skew(self, ranks: int) -> float:
+        """Load of the hottest rank over the mean, where a trained router spreads tokens over the experts of `ranks`."""
 
     def hand_over(self, message_bytes: Floats, same_node: bool) -> Floats:
         """From one device to another: a send and its receive."""
@@ -158,16 +160,29 @@ class RooflineLatency:
         return elementwise_s(moved_bytes, self.device, self.profile)
 
     def all_reduce(self, message_bytes: Floats, ranks: int) -> Floats:
-        return all_reduce_s(message_bytes, ranks, self.device, self.profile)
+        """Over several domains: reduce-scatter inside each, all-reduce of the parts across, all-gather inside."""
+        near = math.gcd(ranks, self.device.fast_domain)
+        if near == ranks:
+            return all_reduce_s(message_bytes, ranks, self.device, self.profile)
+        inside = self.reduce_scatter(message_bytes, near) + self.all_gather(message_bytes, near)
+        return inside + network_all_reduce_s(message_bytes / near, ranks // near, self.device)
 
     def all_gather(self, message_bytes: Floats, ranks: int) -> Floats:
-        return self.all_reduce(message_bytes / 2.0, ranks)  # one pass of the ring instead of two
+        return self._half(message_bytes, ranks)
 
     def reduce_scatter(self, message_bytes: Floats, ranks: int) -> Floats:
-        return self.all_reduce(message_bytes / 2.0, ranks)
+        return self._half(message_bytes, ranks)
 
-    def all_to_all(self, message_bytes: Floats, ranks: int) -> Floats:
-        return self.all_reduce(message_bytes / 2.0, ranks)
+    def router_skew(self, ranks: int) -> float:
+        return 1.0  # nothing measured: balanced
+
+    def _half(self, message_bytes: Floats, ranks: int) -> Floats:
+        """All-gather or reduce-scatter: one pass of the ring where an all-reduce takes two."""
+        near = math.gcd(ranks, self.device.fast_domain)
+        if near == ranks:
+            return all_reduce_s(message_bytes / 2.0, ranks, self.device, self.profile)
+        across = network_all_reduce_s(message_bytes / near, ranks // near, self.device) / 2.0
+        return self._half(message_bytes, near) + across
 
     def hand_over(self, message_bytes: Floats, same_node: bool) -> Floats:
         return stage_transfer_s(message_bytes, same_node, self.device)
@@ -220,6 +235,7 @@ _GEMM_LANES = {DType.BF16: "bfloat16", DType.FP16: "bfloat16", DType.FP32: "bflo
 _EXPERT_LANES = {**_GEMM_LANES, DType.INT4: "int4_wo", DType.FP4: "w4a16_mxfp4"}
 _SIXTEEN_BIT = "bfloat16"
 _ONE_L2_BYTE = 1.0
+_SKEWED = ("fp8_block", "bfloat16")  # expert lanes that the skew of the router is read from
 _MOST_KEPT = 4000  # results of a few kilobytes each
 # Skew of the router in the tables' words: 0 is balanced. Trained routers are near the power law 1.01.
 ROUTER_LAW = 1.01
@@ -294,7 +310,7 @@ class FittedLatency(RooflineLatency):
             )
             if lane is not None
         ]
-        if not seconds or ranks > self.device.fast_domain:
+        if not seconds or math.gcd(ranks, self.device.fast_domain) < ranks:
             return super().all_reduce(message_bytes, ranks)
         best: Floats = np.minimum.reduce(seconds)
         return best
@@ -305,15 +321,24 @@ class FittedLatency(RooflineLatency):
     def reduce_scatter(self, message_bytes: Floats, ranks: int) -> Floats:
         return self._nccl("reduce_scatter", message_bytes, ranks)
 
-    def all_to_all(self, message_bytes: Floats, ranks: int) -> Floats:
-        return self._nccl("alltoall", message_bytes, ranks)
+    def router_skew(self, ranks: int) -> float:
+        """As the device's measured experts show it: ranks^(skew x law)."""
+        lane = next((lane for name in _SKEWED if (lane := self._lane("moe", name)) is not None), None)
+        if lane is None:
+            return super().router_skew(ranks)
+        parameters = dict(zip((p.name for p in lane.kind.parameters), lane.parameters.tolist(), strict=True))
+        return float(min(ranks, ranks ** (parameters["skew"] * ROUTER_LAW)))
 
     def _nccl(self, operation: str, message_bytes: Floats, ranks: int) -> Floats:
         lane = self._ranks_lane("nccl", operation, ranks)
         if ranks == 1:
             return message_bytes * 0.0
-        if lane is None or ranks > self.device.fast_domain:
+        if lane is None:
             return super().all_gather(message_bytes, ranks)
+        near = math.gcd(ranks, self.device.fast_domain)
+        if near < ranks:
+            across = network_all_reduce_s(message_bytes / near, ranks // near, self.device) / 2.0
+            return self._nccl(operation, message_bytes, near) + across
         rows = _columns(bytes=message_bytes, ranks=ranks, kind=0.0)
         return self._seconds(lane, rows)
 

@@ -25,6 +25,7 @@ from planner.cost.latency import (
 )
 from planner.cost.moe import expected_experts
 from planner.cost.roofline import ACTIVATION_BYTES, Floats, weight_bytes_per_element
+from planner.cost.transfer import Phase, expert_all_to_all_s
 from planner.graph import launches
 from specs.architecture.layer import Layer
 from specs.architecture.model import Architecture
@@ -383,17 +384,21 @@ class _Rank:
         """Tokens of the attention replicas to the experts' ranks (dispatch) or back (combine).
 
         All tokens gathered by (or scattered from) every rank; where each rank holds whole experts (`copies` of a token
-        are wanted), sent to just those, if that is faster.
+        are wanted), sent to just those, as the router spreads them, if that is faster.
         """
-        world, latency = self.expert_world, self.latency
+        world, latency, device = self.expert_world, self.latency, self.device
+        skew = latency.router_skew(world)
+        phase: Phase = "dispatch" if name == "dispatch" else "combine"
 
         def cost(shape: StepShape) -> Cost:
             everything = shape.tokens * hidden_size * ACTIVATION_BYTES
-            gather = latency.all_gather if name == "dispatch" else latency.reduce_scatter
+            gather = latency.all_gather if phase == "dispatch" else latency.reduce_scatter
             moved, seconds = everything, gather(everything, world)
             if copies:
-                sent = self.own(shape.tokens) * min(copies, world) * hidden_size * ACTIVATION_BYTES
-                direct = latency.all_to_all(sent, world)
+                sent = self.own(shape.tokens) * min(copies, world) * hidden_size * ACTIVATION_BYTES * skew
+                direct = expert_all_to_all_s(
+                    shape.tokens, copies, hidden_size, ACTIVATION_BYTES, world, device, phase, skew=skew
+                )
                 moved, seconds = np.where(direct < seconds, sent, moved), np.minimum(direct, seconds)
             return Cost(np.zeros_like(moved), moved, np.where(shape.tokens > 0, seconds, 0.0))
 

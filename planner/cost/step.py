@@ -198,7 +198,9 @@ def _prefill(
     shape = StepShape(n, one * 0, one * 0, one * 0, one * 0, one, n, p)
     slopes, left = [], np.zeros(n.shape)
     for attention, reach in ((full, None), (windowed, window)):
-        seconds, pairs = factor * _attention_s(attention, shape), seen_pairs(n, p, reach)
+        seconds, pairs = factor * _attention_s(attention, shape).reshape(len(new), -1), seen_pairs(n, p, reach)
+        # a longer chunk never takes less, nor one over more keys: dips are noise of the fit
+        seconds = np.maximum.accumulate(np.minimum.accumulate(seconds[::-1])[::-1], axis=1).ravel()
         slope = _pair_slope(seconds, pairs, n, p) if attention else 0.0
         slopes.append(slope)
         left += np.maximum(seconds - slope * pairs, 0.0)

@@ -110,6 +110,26 @@ def test_attention_replicas_share_tokens_and_all_experts() -> None:
     assert not named(spread, "all_reduce")
 
 
+def test_a_skewed_router_makes_the_exchange_longer() -> None:
+    facts, profile = load_device("h100"), load_profile("h100")
+    assert 1.0 < latency_of(facts, profile).router_skew(8) < 8.0
+    assert RooflineLatency(facts, profile).router_skew(8) == 1.0
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_collectives_beyond_a_domain_pay_for_the_network(fitted: bool) -> None:
+    """Two nodes of eight: what both do inside, and the parts across; never less than the wire between them takes."""
+    facts, profile = load_device("h100"), load_profile("h100")
+    latency = latency_of(facts, profile) if fitted else RooflineLatency(facts, profile)
+    message = np.array([1e5, 1e7, 1e9])
+    inside, across = latency.all_reduce(message, 8), latency.all_reduce(message, 16)
+    assert (across > inside).all()
+    assert (across >= message / 8 / facts.nic_bytes_per_s).all()
+    for half in (latency.all_gather, latency.reduce_scatter):
+        assert (half(message, 16) > half(message, 8)).all()
+        assert (half(message, 16) < across).all()
+
+
 def test_experts_spread_whole_or_cut_cost_the_same_arithmetic() -> None:
     shape = StepShape.of(decodes=512.0, keys=100.0)
     cut, whole = listed(MOE, tensor_parallel=8), listed(MOE, tensor_parallel=8, expert_parallel=8)
