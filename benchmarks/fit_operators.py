@@ -34,22 +34,27 @@ def main() -> None:
     parser.add_argument("--accuracy", type=Path, help="markdown file to write; scatter plots go beside it")
     parser.add_argument("--golden", type=Path, help="CSV of the rows kept out of every fit, to write")
     arguments = parser.parse_args()
+    run(arguments.data, arguments.output, arguments.accuracy, arguments.golden)
+
+
+def run(data: Path, output: Path, accuracy_page: Path | None = None, golden_rows_file: Path | None = None) -> None:
+    """Fit every device and the joint models into `output`; write the page and the golden rows where asked."""
     golden: list[list[str]] = []
     tables: dict[str, dict[str, OperatorTable]] = {}
     for device in DEVICES:
         tables[device] = {}
-        for family, (table, columns) in read_tables(arguments.data, device).items():
+        for family, (table, columns) in read_tables(data, device).items():
             rows = golden_rows(family, len(table.lanes))
             golden += [
                 [device, family, golden_shape(family, columns, row), repr(columns["latency"][row])] for row in rows
             ]
             tables[device][family] = without(table, rows)
-    write_profiles(tables, arguments.output)
+    write_profiles(tables, output)
     check(tables)
-    if arguments.golden:
-        write_golden(golden, arguments.golden)
-    if arguments.accuracy:
-        write_atomically(arguments.accuracy, accuracy(tables, arguments.accuracy.with_suffix("")))
+    if golden_rows_file:
+        write_golden(golden, golden_rows_file)
+    if accuracy_page:
+        write_atomically(accuracy_page, accuracy(tables, accuracy_page.with_suffix("")))
 
 
 def write_profiles(tables: dict[str, dict[str, OperatorTable]], output: Path) -> None:

@@ -1,6 +1,8 @@
 """Fit the device profiles of the catalogue to tables of measured kernels.
 
-    python -m benchmarks.fit_profiles DATA_DIR -o specs/catalog/profiles
+    python -m benchmarks.fit_profiles DATA_DIR -o specs/catalog/profiles [--operators specs/catalog/operators]
+
+With --operators the operator latency model is fitted too, as `benchmarks.fit_operators` does (some minutes).
 
 DATA_DIR holds DEVICE/FAMILY/ENGINE/VERSION/*.parquet as published with NVIDIA aiconfigurator-core 0.12.0
 (Apache-2.0). Each parameter is fitted on 80 % of the rows (fixed seed) with the product's own formulas
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
+from benchmarks import fit_operators
 from planner.cost.table_fit import SEED, profile_of_tables, quantiles_of
 from planner.operators import OperatorTable, read_columns
 from specs.catalog import load_device
@@ -133,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--operators", type=Path, help="also fit the operator latencies, into this folder")
     arguments = parser.parse_args()
     profiles: dict[str, DeviceProfile] = {}
     for name, folder in MEASURED.items():
@@ -142,6 +146,8 @@ def main() -> None:
         profiles[name] = borrowed(load_device(name), profiles[relative], profiles[links])
     for name, profile in profiles.items():
         profile.write(arguments.output / f"{name}.json")
+    if arguments.operators:
+        fit_operators.run(arguments.data, arguments.operators)
 
 
 if __name__ == "__main__":

@@ -133,3 +133,18 @@ def test_what_only_one_side_has_is_none_on_the_other() -> None:
     assert found["nodes of other"] == (None, "1")
     backwards = {item.what: (item.new, item.old) for item in diff(new, old)}
     assert backwards == found
+
+
+def test_what_no_load_could_serve_is_not_called_cheaper() -> None:
+    """An L4 reads 16 GB of weights a step in over 50 ms: at a tenth of the price it still is no choice."""
+    cheap = "{name: l4, device: l4, count: 8, gpus_per_node: 8, price: $0.1/h, rent: gpu}"
+    made = plan_of(models="{small: meta-llama/Llama-3.1-8B}", pools=(cheap, H100))
+    alone = [
+        item
+        for item in made.discarded
+        if item.configuration.pool == "l4" and item.configuration.tensor_parallel == 1 and item.reason != "pipeline"
+    ]
+    assert alone
+    for item in alone:
+        assert item.reason == "slo"
+        assert "even without any queue: broken chat: p90 TPOT" in item.detail

@@ -7,9 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.cost.pieces import ChunkTable, DecodeTable
 from planner.cost.step_times import StepTimes
 from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, simulate_fleet
 from specs.plan import Limits, Route, Scheduling
+
+
+def decode_table(random: np.random.Generator, seats: int) -> DecodeTable:
+    """Seconds that grow with the keys, at knots inside what the requests reach."""
+    sequences = np.array([1.0, max(2, seats // 2), max(3, seats)])
+    keys = np.cumsum([1, *random.integers(1, 60, 3)]).astype(np.float64)
+    return DecodeTable(sequences, keys, np.cumsum(random.random((3, 4)), axis=1) * 1e-3)
+
+
+def chunk_table(random: np.random.Generator, budget: int) -> ChunkTable:
+    new = np.array([1.0, max(2, budget // 2), max(3, budget)])
+    return ChunkTable(new, np.array([0.0, 20.0, 90.0]), random.random((3, 3)) * 1e-2)
 
 
 @st.composite
@@ -24,6 +37,7 @@ def replica_models(draw: st.DrawFn) -> ReplicaModel:
     block = draw(st.sampled_from([1, 2, 3, 8, 16, 64]))
     scale = draw(st.sampled_from([0.0, 1e-5, 1e-3]))  # contexts matter not at all, a little, most
     slopes = random.random(9) * scale
+    tables = random.random(3) < draw(st.sampled_from([0.0, 0.7]))
     return ReplicaModel(
         times=StepTimes(
             tokens_s=tuple((0.01 + 1e-4 * np.cumsum(random.random(budget + 1))).tolist()),
@@ -40,6 +54,9 @@ def replica_models(draw: st.DrawFn) -> ReplicaModel:
             request_s=draw(st.sampled_from([0.0, 0.0037, 0.4])),
             lanes=lanes,
             stage_shares=() if stages is None else tuple((stages / stages.sum()).tolist()),
+            decode_table=decode_table(random, seats) if tables[0] else None,
+            decode_window_table=decode_table(random, seats) if tables[1] and window else None,
+            chunk_table=chunk_table(random, budget) if tables[2] else None,
         ),
         limits=Limits(max_num_seqs=seats, max_num_batched_tokens=budget, max_model_len=draw(st.integers(60, 400))),
         num_blocks=lanes * draw(st.integers(1, 40)) * max(1, 64 // block),

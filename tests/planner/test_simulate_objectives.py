@@ -163,7 +163,12 @@ def test_attainment_counts_requests_that_meet_all() -> None:
 def test_summary_is_plain_json() -> None:
     load = random_workload(7, 100, 5.0)
     summary = result_summary(run(load), load, {"a": percentile_slo("ttft", 90, 10.0)})
-    assert summary["verdict"] == {"holds": True, "saturated": False, "text": "every objective holds"}
+    assert summary["verdict"] == {
+        "holds": True,
+        "saturated": False,
+        "stability": "stable",
+        "text": "every objective holds",
+    }
     assert summary["classes"][0]["attainment"]["share"] == 1.0
     assert "attainment" not in summary["classes"][1]
     assert summary["classes"][0]["ttft_s"]["p90"] <= summary["classes"][0]["ttft_s"]["p99"]
