@@ -9,7 +9,7 @@ from typing import Literal
 
 from planner.cost.bound import optimistic_work_s
 from planner.cost.energy import grams_co2, grams_co2_per_million_tokens
-from planner.cost.latency import borrowed_note, latency_of
+from planner.cost.latency import borrowed_note, latency_of, unmeasured_note
 from planner.cost.operations import operations
 from planner.cost.serving_power import Served, serving_power_w
 from planner.discards import discarded_configurations
@@ -145,8 +145,11 @@ def _predictions(problem: Problem, decision: Decision) -> Predictions:
         (profile.confidence for profile in used), key=lambda confidence: order[confidence]
     )
     devices = {item.column.family.device.name: item.column.family for item in decision.bought}
-    sources = (borrowed_note(family.device, family.profile) for family in devices.values())
-    notes = [note for note in sources if note is not None]
+    sources = [borrowed_note(family.device, family.profile) for family in devices.values()]
+    for item in decision.bought:
+        family = item.column.family
+        sources.append(unmeasured_note(family.device, family.profile, family.weights_dtype))
+    notes = [note for note in dict.fromkeys(sources) if note is not None]
     for index in range(len(decision.bought)):
         notes += _small_cache(problem, decision, index)
     if result.saturated:

@@ -67,6 +67,14 @@ def _why(family: Family, master: Master, decision: Decision) -> Discarded:
             ),
             margin=amount / value - 1 if value else None,
         )
+    hopeless = master.pricer.hopeless(family, classes)
+    if hopeless:
+        return Discarded(
+            configuration=family.configuration(),
+            reason="slo",
+            detail=f"even without any queue: broken {'; '.join(hopeless)}",
+            margin=1.0,
+        )
     load = sum(master.pricer.load(family, name) for name in classes)
     found = alone(family, pool, 1 / load if load > 0 else 0.0, quantity)
     if found is None:

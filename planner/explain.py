@@ -33,7 +33,7 @@ REASONS = {
     "cost": "dearer, even at the best load it could carry",
     "tie": "costs the same at best; the plan has more headroom, or was proven first",
     "mix": "cheaper for this model alone, but no mix with it was cheaper for all of them",
-    "slo": "breaks a latency limit at every load tried",
+    "slo": "breaks a latency limit at every load",
     "inventory": "the pool holds too few of them for the traffic",
     "memory": "the weights, or one longest request, do not fit",
     "heads": "the model cannot be cut so",

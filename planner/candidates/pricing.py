@@ -31,7 +31,7 @@ SHARES = tuple(round(0.95 - 0.05 * step, 2) for step in range(19))  # 0.95 .. 0.
 MULTIPLES = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25)  # the first is the most headroom that counts in a tie
 LEAST_SAFE_BUDGET, MOST_SAFE_BUDGET = 256, 4096
 FIRST_FACTOR = 1.2  # a screen is busier than the window; whole plans start this much above it and shrink
-SCREENED_REQUESTS = 2000  # a p99 rests on 20 of them
+SCREENED_REQUESTS = 1500  # a p99 rests on 15 of them
 _THINNING_SEED = 20_504_19720
 
 

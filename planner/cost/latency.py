@@ -248,10 +248,17 @@ class FittedLatency(RooflineLatency):
     model: DeviceModel
     kept: dict[tuple[object, ...], Floats] = field(default_factory=dict, compare=False, repr=False)
 
+    def measures_products(self, weights: DType) -> bool:
+        """Whether a table holds products of weights stored so."""
+        return self._gemm_lane(weights) is not None
+
+    def _gemm_lane(self, weights: DType) -> Lane | None:
+        name = _GEMM_LANES.get(weights)
+        return self._lane("gemm", name) if name and weights in self.device.flops else None
+
     def gemm(self, tokens: Floats, in_features: int, out_features: int, weights: DType) -> Floats:
         rows = _columns(m=tokens, n=out_features, k=in_features)
-        name = _GEMM_LANES.get(weights)
-        lane = self._lane("gemm", name) if name and weights in self.device.flops else None
+        lane = self._gemm_lane(weights)
         if lane is not None:
             return self._seconds(lane, cold=True, rows=rows)
         plain = self._lane("gemm", _SIXTEEN_BIT)
@@ -454,6 +461,16 @@ def borrowed_note(device: DeviceFacts, profile: DeviceProfile) -> str | None:
     if profile.confidence == "borrowed":
         return f"{device.name}: figures are borrowed from {profile.relative_of}, scaled by datasheet"
     return None
+
+
+def unmeasured_note(device: DeviceFacts, profile: DeviceProfile, weights: DType) -> str | None:
+    """That products of these weights are in no table of the device, in a sentence; None where they are."""
+    source = latency_of(device, profile)
+    if not isinstance(source, FittedLatency) or source.measures_products(weights):
+        return None
+    return (
+        f"{device.name}: products of {weights} weights are in no table, predicted from those of 16 bit and their bytes"
+    )
 
 
 def kernel_errors(device: DeviceFacts, profile: DeviceProfile) -> dict[str, float]:

@@ -54,7 +54,8 @@ def memory_budget(
     """
     ranks = layout.tensor_parallel
     available = int(device.memory_bytes * engine.memory_fraction)
-    collective = _collective_bytes(engine, ranks) if layout.gpus > 1 else 0
+    together = ranks * layout.attention_data_parallel
+    collective = _collective_bytes(engine, together) if layout.gpus > 1 else 0
 
     def free(stage: _Stage) -> int:
         taken = stage.weights_bytes + stage.activation_bytes + stage.graph_bytes + stage.kept_bytes
@@ -112,7 +113,16 @@ def _stages(
             kept += math.ceil(windowed * (each * limits.max_num_seqs + limits.max_num_batched_tokens))
         found.append(
             _Stage(
-                weights_bytes=weight_bytes_per_rank(architecture, weights_dtype, ranks, 1, layers, first, last),
+                weights_bytes=weight_bytes_per_rank(
+                    architecture,
+                    weights_dtype,
+                    ranks,
+                    layout.expert_parallel,
+                    layers,
+                    first,
+                    last,
+                    layout.attention_data_parallel,
+                ),
                 activation_bytes=_activation_bytes(architecture, layers, ranks, limits, last),
                 graph_bytes=engine.graph_bytes_per_layer * count,
                 kept_bytes=kept,

@@ -25,8 +25,10 @@ from specs.errors import InputError
 from specs.plan import Layout
 from specs.profile import DeviceFacts, DeviceProfile, EngineProfile, KernelFactors
 
-# Knots: every number of tokens up to this one is worked out, then every 64th, then every 512th; linear between them.
-_EVERY_TOKENS, _SPARSE_TOKENS = 256, 2048
+# Knots: every number of tokens to 64, every 8th to 512 (engines pad to such sizes), every 64th to 2048, every 512th
+# beyond; linear between them.
+_TOKENS = ((1, 64, 1), (64, 512, 8), (512, 2048, 64))
+_FAR = (2048, 512)
 _LONGEST_KEYS = 2**20
 _SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _KEYS = (1, 128, 256, 512, 768, 1024, 1536, *(2048 * 2**i for i in range(10)))
@@ -63,7 +65,9 @@ def check_layout(
             field="expert_parallel",
             expected=f"a divisor of tensor_parallel x attention_data_parallel = {world}",
         )
-    obstacle = architecture.tensor_parallel_obstacle(layout.tensor_parallel, layout.expert_parallel)
+    obstacle = architecture.tensor_parallel_obstacle(
+        layout.tensor_parallel, layout.expert_parallel, layout.attention_data_parallel
+    )
     if obstacle is not None:
         raise InputError(f"tensor_parallel {layout.tensor_parallel}: {obstacle}", field="tensor_parallel")
 
@@ -121,16 +125,8 @@ def step_times(
 
 def _tabled(every: tuple[Operation, ...], factors: KernelFactors, most: int, *, sampled: bool) -> Floats:
     """Seconds of steps of 1..`most` tokens (or sampled rows) in the operations that these alone decide."""
-    knots = np.unique(
-        np.concatenate(
-            [
-                np.arange(1, min(most, _EVERY_TOKENS) + 1),
-                np.arange(_EVERY_TOKENS, min(most, _SPARSE_TOKENS) + 1, 64),
-                np.arange(_SPARSE_TOKENS, most + 1, 512),
-                [most],
-            ]
-        )
-    ).astype(np.float64)
+    ranges = [np.arange(first, last + 1, step) for first, last, step in _TOKENS]
+    knots = np.unique(np.concatenate([*ranges, np.arange(_FAR[0], most + 1, _FAR[1]), [most]])).astype(np.float64)
     knots = knots[knots <= most]
     none = np.zeros(1)
     tokens, rows = (none, knots) if sampled else (knots, none)

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pulp
@@ -126,6 +127,7 @@ def _run(problem: Any, time_limit_s: float) -> tuple[str, str, float]:
     raise CapstanError(f"{name} stopped without a plan ({pulp.LpStatus[problem.status]}) after {time_limit_s:g} s")
 
 
+@cache
 def _highs_version() -> str:
     import importlib.metadata
 

@@ -194,12 +194,15 @@ class Architecture:
 
     # Tensor parallelism
 
-    def tensor_parallel_obstacle(self, tensor_parallel: int, expert_parallel: int | None = None) -> str | None:
+    def tensor_parallel_obstacle(
+        self, tensor_parallel: int, expert_parallel: int | None = None, attention_data_parallel: int = 1
+    ) -> str | None:
         """Why the model cannot be split over so many ranks, in one sentence; None where it can.
 
         `expert_parallel` None: experts may be cut inside or spread, whichever works.
         """
-        return obstacle(self.distinct_layers, self.quantisation_block, tensor_parallel, expert_parallel)
+        block = self.quantisation_block
+        return obstacle(self.distinct_layers, block, tensor_parallel, expert_parallel, attention_data_parallel)
 
     @property
     def quantisation_block(self) -> int:

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 
 def obstacle(
-    layers: Iterable[tuple[Layer, int]], block: int, tensor_parallel: int, expert_parallel: int | None
+    layers: Iterable[tuple[Layer, int]],
+    block: int,
+    tensor_parallel: int,
+    expert_parallel: int | None,
+    attention_data_parallel: int = 1,
 ) -> str | None:
     """The first reason why `tensor_parallel` ranks cannot hold these layers, or None.
 
     Heads are never cut; KV heads and state groups may be repeated when there are more ranks. MLP widths are cut in
-    whole scale blocks. Routed experts are cut inside (expert_parallel 1), spread (equal to tensor_parallel), or both.
+    whole scale blocks. Routed experts are cut inside (expert_parallel 1), spread (over all tensor_parallel x
+    attention_data_parallel ranks), or both.
     """
     if tensor_parallel < 1:
         return f"{tensor_parallel} is not a number of ranks"
@@ -37,7 +42,8 @@ def obstacle(
                 if reason is not None:
                     return reason
         if isinstance(layer.mlp, MixtureOfExperts):
-            reason = _experts_obstacle(layer.mlp, block, tensor_parallel, expert_parallel)
+            ranks = tensor_parallel * attention_data_parallel
+            reason = _experts_obstacle(layer.mlp, block, ranks, expert_parallel)
             if reason is not None:
                 return reason
     return None

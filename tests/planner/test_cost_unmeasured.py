@@ -44,6 +44,24 @@ def test_attention_replicas_share_the_keys_that_are_written() -> None:
     assert spread == total("attention", "bytes", shape) / 8
 
 
+def test_attention_replicas_without_tensor_parallelism_are_a_layout() -> None:
+    """Experts spread over all ranks: large steps are shorter than where every rank reads all the KV, small ones not."""
+    architecture, device, profile = (
+        load_architecture("deepseek-ai/DeepSeek-V3"),
+        load_device("h200"),
+        load_profile("h200"),
+    )
+
+    def decode_s(sequences: int, **layout: int) -> float:
+        chosen = Layout(pipeline_stages=(61,), expert_parallel=8, **layout)
+        engine = load_engine("sglang")
+        times = step_times(architecture, chosen, DType.FP8, DType.BF16, device, profile, engine, 256, 4096)
+        return times.step_s(sequences, sequences, sequences, sequences, sequences * 8000, 0, [])
+
+    assert decode_s(256, attention_data_parallel=8) < decode_s(256, tensor_parallel=8)
+    assert decode_s(1, attention_data_parallel=8) > decode_s(1, tensor_parallel=8)
+
+
 @pytest.mark.parametrize("device", ["a100", "rtx-4090"])
 def test_a_longer_chunk_over_a_cached_prefix_never_takes_less(device: str) -> None:
     architecture, facts, profile = load_architecture(EIGHT), load_device(device), load_profile(device)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from planner.cost.latency import borrowed_note, kernel_errors
+from planner.cost.latency import borrowed_note, kernel_errors, unmeasured_note
 from specs.catalog import load_device, load_profile
+from specs.document import DType
 
 
 def of(device: str) -> tuple[dict[str, float], str | None]:
@@ -34,3 +35,19 @@ def test_of_borrowed_figures_no_error_is_known(device: str) -> None:
     assert errors == {}
     assert note is not None
     assert "borrowed" in note
+
+
+@pytest.mark.parametrize(
+    ("device", "weights", "said"),
+    [
+        ("a100", DType.BF16, False),
+        ("a100", DType.FP8, True),
+        ("h100", DType.FP8, False),
+        ("h100", DType.INT4, True),
+        ("mi300x", DType.FP8, False),
+    ],
+)
+def test_types_without_tables_are_named(device: str, weights: DType, said: bool) -> None:
+    note = unmeasured_note(load_device(device), load_profile(device), weights)
+    assert (note is not None) == said
+    assert note is None or f"{weights} weights" in note

@@ -186,3 +186,18 @@ def test_windowed_layers_are_bounded_and_recurrent_ones_have_state() -> None:
         full = [layer.kv_bytes_per_token(DType.BF16, 1) for layer in architecture.layers if layer.window is None]
         assert 0 < sum(one > 0 for one in full) < len(architecture.layers)
         assert budget.kv_bytes_per_token == sum(full)
+
+
+def test_attention_replicas_hold_a_part_of_the_experts_each() -> None:
+    """DeepSeek-V3 on eight H200: attention whole on every rank, 32 of 256 experts, and room for a cache."""
+    architecture, device, engine = (
+        load_architecture("deepseek-ai/DeepSeek-V3"),
+        load_device("h200"),
+        load_engine("sglang"),
+    )
+    layout = Layout(pipeline_stages=(61,), attention_data_parallel=8, expert_parallel=8)
+    budget = memory_budget(architecture, layout, DType.FP8, DType.BF16, device, engine, LIMITS)
+    experts = 58 * 256 * 3 * 7168 * 2048 / 8  # of one rank, in 8 bit
+    whole = 671e9 - 8 * experts  # all else, on every rank
+    assert experts + whole < budget.weights_bytes < 1.05 * (experts + whole) + 2e9
+    assert num_blocks(budget, engine.block_size_tokens) * engine.block_size_tokens > 100_000
