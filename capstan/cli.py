@@ -110,7 +110,9 @@ def simulate(
     trace: Annotated[Path | None, typer.Option(help="another trace for the plan's traffic (one class)")] = None,
     trace_format: Annotated[
         str | None,
-        typer.Option("--format", help="of --trace: csv | azure | mooncake | sharegpt; else as the plan's own"),
+        typer.Option(
+            "--format", help="of --trace: csv | azure | burstgpt | mooncake | sharegpt; else as the plan's own"
+        ),
     ] = None,
     rate: Annotated[float | None, typer.Option(help="requests/s that every class is rescaled to, in total")] = None,
     seconds: Annotated[
@@ -118,12 +120,13 @@ def simulate(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="another seed of drawn arrivals and lengths")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="step by step instead of by event jumps")] = False,
+    timeline: Annotated[Path | None, typer.Option(help="write every request as a Chrome trace (JSON)")] = None,
     json: JsonOption = False,
 ) -> None:
     """Simulate a plan: percentiles, attainment, utilisation."""
     from capstan.commands.simulate import run_simulate
 
-    run_simulate(plan, trace, trace_format, rate, seconds, seed, exact, json)
+    run_simulate(plan, trace, trace_format, rate, seconds, seed, exact, timeline, json)
 
 
 @app.command(rich_help_panel="Deploy", epilog="Example:  capstan export plan.json --to vllm -o deploy/")

@@ -14,11 +14,14 @@ import linecache
 import logging
 import os
 import re
+import signal
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,13 +94,37 @@ def compile_kernels(
             finish(key, found)
     if processes > 1 and len(missing) >= PARALLEL_FROM:
         with ProcessPoolExecutor(min(processes, len(missing)), mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(_compile_into, kernel, folder, key): key for key, kernel in missing.items()}
-            for future in as_completed(futures):
-                finish(futures[future], future.result())
+            try:
+                with _interrupts_ignored():
+                    futures = {pool.submit(_compile_into, kernel, folder, key): key for key, kernel in missing.items()}
+                for future in as_completed(futures):
+                    finish(futures[future], future.result())
+            except BaseException:
+                with _interrupts_ignored():  # a second Ctrl-C in here would leave the workers waiting for ever
+                    for worker in active_children():
+                        worker.terminate()
+                    pool.shutdown(cancel_futures=True)
+                raise
     else:
         for key, kernel in missing.items():
             finish(key, _compile_into(kernel, folder, key))
     return tuple(done[key] for key in keys)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C is ignored in the block, and in the processes that are started in it.
+
+    It reaches a terminal's whole process group; a pool whose workers die while kernels are handed to them never ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def default_cache() -> Path:

@@ -14,6 +14,7 @@ from planner.simulate import (
     LEAST_REQUESTS,
     FleetGroup,
     ReplicaModel,
+    chrome_trace,
     declared_workload,
     result_summary,
     simulate_fleet,
@@ -21,6 +22,7 @@ from planner.simulate import (
 )
 from specs.architecture import load_architecture
 from specs.deployment import DeploymentSpec, TraceFormat, TraceSpec
+from specs.document import write_atomically
 from specs.errors import InputError
 from specs.plan import Plan, ReplicaGroup
 from specs.traffic import read_trace
@@ -36,13 +38,15 @@ def simulate_plan(
     seconds: float | None = None,
     seed: int | None = None,
     exact: bool = False,
+    timeline: Path | None = None,
 ) -> dict[str, Any]:
     """Serve traffic on the plan's replicas; the summary of `planner.simulate` with what was simulated.
 
     Traces named in the spec are looked for in the folder that the plan names, then beside the plan. `trace` replaces
     the traffic of a plan with one class; `trace_format` None takes that of the plan's own trace, or the one that the
     file's name tells. `seconds` None simulates as long a window as planning does, `seed` None draws what the plan was
-    made with; `rate_per_s` rescales all classes in proportion to that total. Raises `InputError` where a trace is
+    made with; `rate_per_s` rescales all classes in proportion to that total. `timeline`: a file that takes a Chrome
+    trace of all requests. Raises `InputError` where a trace is
     missing or is not the one the plan was made with, and where the plan's groups contradict themselves.
     """
     if rate_per_s is not None and not 0 < rate_per_s < 1e9:
@@ -70,6 +74,8 @@ def simulate_plan(
         result = simulate_fleet(groups, plan.routes, workload, router=plan.router, exact=exact)
     except ValueError as error:
         raise InputError(str(error), field="routes", expected="routes of every class to groups of the plan") from None
+    if timeline is not None:
+        write_atomically(timeline, chrome_trace(result, workload))
     return {
         **result_summary(result, workload, slos),
         "windows": [item.model_dump(mode="json") for item in windows],

@@ -154,7 +154,8 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any request has not ended yet."""
-        return bool(self._arrived or self.scheduler.waiting or self.scheduler.running)
+        with self._wake:
+            return bool(self._arrived or self.scheduler.waiting or self.scheduler.running)
 
     def stats(self) -> EngineStats:
         """Counters as they stand; read without stopping the engine, so they may be one step apart."""
@@ -227,8 +228,8 @@ class Engine:
         with self._wake:
             arrived, self._arrived = self._arrived, deque()
             aborted, self._aborted = self._aborted, deque()
-        for request in arrived:
-            self.scheduler.add(request)
+            for request in arrived:  # under the lock, so that `busy` never misses them
+                self.scheduler.add(request)
         for request, message in aborted:
             if request.finish_reason is None:
                 self._end(request, None, "", FinishReason.ABORT, message)

@@ -28,6 +28,7 @@ def run_simulate(
     seconds: float | None,
     seed: int | None,
     exact: bool,
+    timeline: Path | None,
     json_output: bool,
 ) -> None:
     """Simulate and print percentiles, attainment, load; the verdict does not change the exit code."""
@@ -46,11 +47,14 @@ def run_simulate(
             seconds=seconds,
             seed=seed,
             exact=exact,
+            timeline=timeline,
         )
     summary["cpu_s"] = time.process_time() - started
     if json_output:
         print_json(summary)
         return
+    if timeline is not None:
+        out().print(f"wrote {timeline}  (open it in chrome://tracing or ui.perfetto.dev)", markup=False)
     _print(summary, {traffic.name: traffic.slo for traffic in embedded_spec(document).traffic})
 
 
@@ -89,6 +93,8 @@ def _print(summary: dict[str, Any], slos: Mapping[str, SLO | None]) -> None:
         for label, (metric, name) in zip(first, METRICS, strict=True):
             times = (seconds_text(entry[f"{metric}_s"].get(rank)) for rank in SHOWN)
             classes.add_row(label, name, *times, limits_of(slo, metric))
+            if any(widths := _half_widths(entry, metric)):
+                classes.add_row("", "", *widths, "")
         met = entry.get("attainment")
         if met:
             classes.add_row("", "met by", *("" for _ in SHOWN), f"{met['share']:.2%}")
@@ -117,6 +123,12 @@ def _print(summary: dict[str, Any], slos: Mapping[str, SLO | None]) -> None:
         f"{count_text(summary['simulated_requests'], 'request')}, {summary['simulated_s']:.0f} s simulated "
         f"in {summary['cpu_s']:.2f} CPU s"
     )
+
+
+def _half_widths(entry: Mapping[str, Any], metric: str) -> list[str]:
+    """Half of each percentile's 95 % interval, where it has one."""
+    intervals = (entry[f"{metric}_interval_s"].get(rank) for rank in SHOWN)
+    return ["" if found is None else f"± {seconds_text((found[1] - found[0]) / 2)}" for found in intervals]
 
 
 def limits_of(slo: SLO | None, metric: str) -> str:

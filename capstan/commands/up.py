@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,6 +162,8 @@ def _compile(plan: Plan, group: ReplicaGroup, source: ModelSource, device: str) 
             _say(f"note: planned for {group.device}; there is none here, so the torch program runs on the CPU")
     content = plan.to_json() + source.model_dump_json() + repr(targets)
     bundle = cache_home() / "bundles" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    if bundle.is_dir() and not (bundle / "manifest.json").is_file():
+        shutil.rmtree(bundle)  # a damaged entry of the cache, not somebody's folder
     _say(f"compiling to {bundle}")
     compile_plan(plan, bundle, targets, groups=[group.id], model_sources={group.model: source})
     return bundle

@@ -1,5 +1,6 @@
 """Fleet simulation: the step-by-step oracle on the rules of service, and event jumps that equal it."""
 
+from planner.simulate.closed_loop import ClosedLoop, simulate_closed_loop
 from planner.simulate.declared import BUSIEST_S, LEAST_REQUESTS, declared_workload
 from planner.simulate.fleet import MAX_EVENTS, simulate_fleet
 from planner.simulate.limits import Requirement, nearest_rank, requirements, slos_of, wilson_interval
@@ -12,29 +13,39 @@ from planner.simulate.result import (
     Verdict,
     attainment,
     meets,
-    result_summary,
 )
+from planner.simulate.steady import Stability, percentile_interval, stability, warm_up
+from planner.simulate.summary import queue_over_time, result_summary
+from planner.simulate.timeline import chrome_trace
 
 __all__ = [
     "BUSIEST_S",
     "LEAST_REQUESTS",
     "MAX_EVENTS",
     "Attainment",
+    "ClosedLoop",
     "FleetGroup",
     "FleetResult",
     "GroupLoad",
     "Miss",
     "ReplicaModel",
     "Requirement",
+    "Stability",
     "Verdict",
     "Workload",
     "attainment",
+    "chrome_trace",
     "declared_workload",
     "meets",
     "nearest_rank",
+    "percentile_interval",
+    "queue_over_time",
     "requirements",
     "result_summary",
+    "simulate_closed_loop",
     "simulate_fleet",
     "slos_of",
+    "stability",
+    "warm_up",
     "wilson_interval",
 ]

@@ -28,7 +28,7 @@ Lane = StepLane | JumpLane
 Replica = Lane | PipelinedReplica
 
 
-class _Group:
+class Group:
     """Lanes of one group and the state that routing needs."""
 
     def __init__(
@@ -93,7 +93,7 @@ def simulate_fleet(
     """
     record = Record.of(workload, max_events)
     clock: list[float] = []
-    fleet = [_Group(group, workload, record, clock, router, exact) for group in groups]
+    fleet = [Group(group, workload, record, clock, router, exact) for group in groups]
     replicas = [replica for group in fleet for replica in group.replicas]
     splits = _splits(groups, routes, workload)
     refuter = Refuter(workload, refute, record) if refute else None
@@ -156,7 +156,7 @@ def _drain(replicas: list[Replica], clock: list[float], now_s: float, refuter: R
 
 
 def _result(
-    fleet: list[_Group],
+    fleet: list[Group],
     workload: Workload,
     record: Record,
     group_index: list[int],

@@ -1,4 +1,4 @@
-"""`StepTimes` as closures over plain lists: the same sums, term by term and so bit by bit, in a fraction of the time."""
+"""`StepTimes` as closures over plain lists: the same sums, term by term and so bit by bit, in half of the time."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +76,15 @@ class FleetResult:
         TPOT is over the requests that have one (two output tokens or more). NaN when there is no request at all.
         """
         values = self.metric_s(metric)
-        chosen = np.ones(len(values), dtype=np.bool_) if mask is None else mask
-        if metric == "tpot":
-            chosen = chosen & ~(np.isnan(values) & ~np.isnan(self.e2e_s))
+        chosen = self.judged(metric, np.ones(len(values), dtype=np.bool_) if mask is None else mask)
         ordered = np.sort(np.nan_to_num(values[chosen], nan=np.inf))
         return nearest_rank(ordered, percentile)  # type: ignore[arg-type]
+
+    def judged(self, metric: Metric, mask: BoolArray) -> BoolArray:
+        """The requests under `mask` that a percentile is over."""
+        if metric == "tpot":
+            return mask & ~(np.isnan(self.tpot_s) & ~np.isnan(self.e2e_s))
+        return mask
 
     def within(self, metric: Metric, limit_s: float) -> BoolArray:
         """Mask of requests that meet one limit."""
@@ -118,6 +121,7 @@ class Verdict:
     misses: tuple[Miss, ...]
     refuted_early: str | None = None
     event_bound_hit: bool = False
+    events: int = 0
 
     @property
     def holds(self) -> bool:
@@ -129,7 +133,7 @@ class Verdict:
         if self.refuted_early is not None:
             return f"refuted: {self.refuted_early}"
         if not self.misses:
-            return "undecided: the bound on simulated events was reached"
+            return f"undecided: the run stopped at its bound of {self.events:,} simulated events"
         return "; ".join(
             f"{miss.request_class}: {miss.text}, attained by {100 * miss.attained:.2f} %" for miss in self.misses
         )
@@ -160,57 +164,4 @@ def meets(result: FleetResult, workload: Workload, slos: Mapping[str, SLO]) -> V
             attained = int(good.sum())
             if requests - attained > requirement.allowed_misses(requests):
                 misses.append(Miss(name, requirement.text, attained / requests, requirement.share))
-    return Verdict(tuple(misses), result.refuted_early, result.event_bound_hit)
-
-
-def result_summary(
-    result: FleetResult,
-    workload: Workload,
-    slos: Mapping[str, SLO] | None = None,
-    percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0),
-) -> dict[str, Any]:
-    """Plain JSON types for printing: percentiles in seconds by class, attainment, load by group, and how it ended."""
-    slos = slos or {}
-    classes = []
-    for name in workload.classes:
-        mask = workload.of_class(name)
-        entry: dict[str, Any] = {
-            "class": name,
-            "requests": int(mask.sum()),
-            "rejected": int(result.rejected[mask].sum()),
-        }
-        metrics: tuple[Metric, ...] = ("ttft", "tpot", "e2e")
-        for metric in metrics:
-            values = {f"p{rank:g}": result.percentile_s(metric, rank, mask) for rank in percentiles}
-            entry[f"{metric}_s"] = {key: value if np.isfinite(value) else None for key, value in values.items()}
-        if name in slos:
-            met = attainment(result, workload, name, slos[name])
-            entry["attainment"] = {"share": met.share, "low": met.low, "high": met.high}
-        classes.append(entry)
-    horizon_s = result.horizon_s or 1.0
-    groups = [
-        {
-            "group": load.group,
-            "utilisation": [busy / horizon_s for busy in load.busy_s],
-            "running_peak": load.running_peak,
-            "kv_occupancy_peak": load.blocks_peak / load.num_blocks,
-            "preemptions": load.preemptions,
-            "prompt_tokens_per_s": load.prompt_tokens_per_s,
-            "output_tokens_per_s": load.output_tokens_per_s,
-        }
-        for load in result.groups
-    ]
-    verdict = meets(result, workload, slos)
-    text = str(verdict)
-    if result.saturated:
-        share = result.waiting[1] / len(workload)
-        text = f"saturated: at the end of the window {share:.0%} of its requests still wait for a first token; {text}"
-    return {
-        "classes": classes,
-        "groups": groups,
-        "window_s": result.horizon_s,
-        "end_s": result.end_s,
-        "verdict": {"holds": verdict.holds and not result.saturated, "saturated": result.saturated, "text": text},
-        "event_bound_hit": result.event_bound_hit,
-        "refuted_early": result.refuted_early,
-    }
+    return Verdict(tuple(misses), result.refuted_early, result.event_bound_hit, result.events)

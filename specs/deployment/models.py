@@ -14,7 +14,7 @@ from specs.document import Document, DType, Frozen
 
 Metric = Literal["ttft", "tpot", "e2e"]
 Engine = Literal["capstan", "vllm", "sglang", "trtllm"]
-TraceFormat = Literal["azure", "mooncake", "sharegpt", "csv"]
+TraceFormat = Literal["azure", "burstgpt", "mooncake", "sharegpt", "csv"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

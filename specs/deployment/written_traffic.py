@@ -247,7 +247,8 @@ TRACE = Record(
     {
         "file": Field(Text("a file beside the spec"), "recorded requests; .gz is read too", required=True),
         "format": Field(
-            OneOf(("azure", "mooncake", "sharegpt", "csv")), "csv (default): arrival_s,prompt_tokens,output_tokens"
+            OneOf(("azure", "burstgpt", "mooncake", "sharegpt", "csv")),
+            "csv (default): arrival_s,prompt_tokens,output_tokens",
         ),
         "rate": Field(RATE, "rescale time to this mean rate (default: as recorded)", "rate_per_s"),
     },

@@ -45,6 +45,16 @@ def parse_csv(text: str, file: str) -> Columns:
     )
 
 
+def parse_burstgpt(text: str, file: str) -> Columns:
+    """Requests that failed have no response tokens, which is an error here: leave them out of the file."""
+    times, prompts, outputs, lines = _csv(text, file, ("Timestamp", "Request tokens", "Response tokens"))
+    arrival_s = _seconds(times, file, "Timestamp", lines)
+    _ordered(arrival_s, file, "Timestamp", lines)
+    return Columns(
+        arrival_s, _tokens(prompts, file, "Request tokens", lines), _tokens(outputs, file, "Response tokens", lines)
+    )
+
+
 def parse_sharegpt(text: str, file: str) -> Columns:
     prompts, outputs, lines = _csv(text, file, ("num_prefill_tokens", "num_decode_tokens"))
     return Columns(
@@ -96,6 +106,7 @@ def parse_mooncake(text: str, file: str) -> Columns:
 PARSERS: dict[str, Callable[[str, str], Columns]] = {
     "azure": parse_azure,
     "mooncake": parse_mooncake,
+    "burstgpt": parse_burstgpt,
     "sharegpt": parse_sharegpt,
     "csv": parse_csv,
 }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from specs.errors import InputError, nearest_names
 from specs.traffic import formats
 
-TraceFormat = Literal["azure", "mooncake", "sharegpt", "csv"]
+TraceFormat = Literal["azure", "burstgpt", "mooncake", "sharegpt", "csv"]
 MAX_TRACE_BYTES = 512 * 1024**2  # unpacked; a larger file is a mistake or a gzip bomb
 
 
@@ -73,9 +73,10 @@ class Trace:
 def read_trace(path: str | Path, format: TraceFormat = "csv") -> Trace:
     """Read a trace file, plain or gzip.
 
-    Formats: `azure` (TIMESTAMP, ContextTokens, GeneratedTokens), `mooncake` (JSON lines: timestamp in ms, input_length,
-    output_length; prefix hashes are not used), `sharegpt` (num_prefill_tokens, num_decode_tokens; no times), `csv`
-    (arrival_s, prompt_tokens, output_tokens). Columns may stand in any order, others are ignored.
+    Formats: `azure` (TIMESTAMP, ContextTokens, GeneratedTokens), `burstgpt` (Timestamp in s, Request tokens, Response
+    tokens), `mooncake` (JSON lines: timestamp in ms, input_length, output_length; prefix hashes are not used),
+    `sharegpt` (num_prefill_tokens, num_decode_tokens; no times), `csv` (arrival_s, prompt_tokens, output_tokens).
+    Columns may stand in any order, others are ignored.
     Raises `InputError` with the line for anything that is missing, malformed, out of order or out of range.
     """
     path = Path(path)

@@ -75,3 +75,23 @@ def test_one_request_is_no_traffic_to_plan_for(tmp_path: Path) -> None:
     refused = run("plan", tmp_path / "spec.yaml", "-o", tmp_path / "plan.json", code=2)
     assert "come at one moment" in refused.stderr
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_timeline_is_written_and_a_folder_refused(plan: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    found = run("simulate", plan, "--timeline", file)
+    assert "run.json" in found.stdout.replace("\n", "")
+    events = json.loads(file.read_text())["traceEvents"]
+    assert sum(event["ph"] == "b" for event in events) == 200  # a hundred requests of two phases
+    refused = run("simulate", plan, "--timeline", tmp_path, code=2)
+    assert "not a regular file" in refused.stderr
+
+
+def test_json_says_how_far_it_can_be_trusted(plan: Path) -> None:
+    found = json.loads(run("simulate", plan, "--json").stdout)
+    assert found["verdict"]["stability"] == "stable"
+    low, high = found["classes"][0]["ttft_interval_s"]["p50"]
+    assert low <= found["classes"][0]["ttft_s"]["p50"] <= high
+    assert found["classes"][0]["ttft_interval_s"]["p99"] is None  # a hundred requests hold one beyond it
+    assert len(found["queue"]["time_s"]) == len(found["queue"]["waiting"]) == 61
+    assert found["classes"][0]["goodput_per_s"] > 0

@@ -76,6 +76,17 @@ def test_smoke_plans_compiles_serves_checks_and_stops(homes):
     assert time.monotonic() - started < 60
 
 
+def test_a_damaged_bundle_in_the_cache_is_made_again(homes):
+    """After the first run above: its bundle without a manifest is nobody's folder, and no reason to refuse."""
+    bundles = list((Path(homes["XDG_CACHE_HOME"]) / "capstan" / "bundles").iterdir())
+    assert bundles
+    for bundle in bundles:
+        (bundle / "manifest.json").unlink()
+    done = run(homes, "up", f"Path({str(QUICKSTART)!r}), smoke=True")
+    assert done.returncode == 0, done.stderr
+    assert all((bundle / "manifest.json").is_file() for bundle in bundles)
+
+
 def own_checkpoint(tmp_path: Path, variant: str) -> Path:
     """A checkpoint of another family than the spec's, as a user has it, with a tokenizer that needs no download."""
     folder = make_checkpoint(tmp_path / "mine", variant, vocab_size=300, max_position_embeddings=2048)

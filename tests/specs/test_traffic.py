@@ -88,6 +88,18 @@ def test_mooncake_and_sharegpt_and_csv(tmp_path: Path) -> None:
     assert plain.arrival_s.tolist() == [0.0, 0.25]
 
 
+def test_burstgpt(tmp_path: Path) -> None:
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    rows = "5,ChatGPT,472,18,490,Conversation log\n45.5,GPT-4,1087,230,1317,API log\n"
+    result = read_trace(write(tmp_path, header + rows), "burstgpt")
+    assert result.arrival_s.tolist() == [0.0, 40.5]
+    assert result.prompt_tokens.tolist() == [472, 1087]
+    assert result.output_tokens.tolist() == [18, 230]
+    with pytest.raises(InputError, match="Response tokens: is '0'") as caught:
+        read_trace(write(tmp_path, header + rows + "46,GPT-4,9,0,9,API log\n"), "burstgpt")
+    assert caught.value.line == 4
+
+
 HEADER = "arrival_s,prompt_tokens,output_tokens\n"
 
 
