@@ -120,6 +120,7 @@ def step_times(
         decode_table=decode.table,
         decode_window_table=window.table,
         chunk_table=prefill.table,
+        prefill_step_s=engine.prefill_step_s,
     )
 
 

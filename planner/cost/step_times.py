@@ -5,6 +5,7 @@ A step computes `n` tokens (prefill chunks and one token per decoding sequence).
     tokens_s[n] + sampled_s[r] + sequence_s * b
       + [d > 0]  (decode_launch_s + decode_context_token_s * C + decode_window_token_s * W
                   + decode_table(d, C) + decode_window_table(d, W))
+      + [any chunk] prefill_step_s
       + sum over chunks of (prefill_launch_s + prefill_pair_s * P + prefill_window_pair_s * Q
                             + prefill_context_token_s * K + chunk_table(new, K))
 
@@ -44,6 +45,7 @@ class StepTimes:
     decode_table: DecodeTable | None = None  # beyond decode_context_token_s, by (decodes, C)
     decode_window_table: DecodeTable | None = None  # beyond decode_window_token_s, by (decodes, W)
     chunk_table: ChunkTable | None = None  # beyond the pairs, of every chunk
+    prefill_step_s: float = 0.0  # more of a step that holds chunks, however many
 
     def step_s(
         self,
@@ -59,6 +61,8 @@ class StepTimes:
         seconds = self.tokens_s[tokens] + self.sampled_s[sampled] + self.sequence_s * sequences
         if decodes:
             seconds += self.decode_s(decodes, decode_context, decode_window)
+        if chunks:
+            seconds += self.prefill_step_s
         for new, cached in chunks:
             seconds += self.chunk_s(new, cached)
         return seconds

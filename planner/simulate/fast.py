@@ -395,6 +395,7 @@ class JumpLane:
         seconds += self._sequence_s * sequences
         if decodes:
             seconds += self._decode_s(decodes, self._context + decodes, self._window_context)
+        seconds += self._times.prefill_step_s
         for one_s in chunks_s:
             seconds += one_s
         if self._stages is not None:
@@ -445,6 +446,7 @@ class JumpLane:
         block_size, residues, decoded = self._block_size, self._residues, self._decoded
         decode_s, chunk_s, context, window_context = self._decode_s, self._chunk_s, self._context, self._window_context
         fixed_s = self._step_tokens_s[self._budget] + self._sampled_s[decodes] + self._sequence_s * (decodes + 1)
+        prefill_step_s = self._times.prefill_step_s
         used = before = -(-cached // block_size)
         done = formed
         while done < steps:
@@ -458,9 +460,9 @@ class JumpLane:
             done += 1
             if decodes:
                 decoding_s = decode_s(decodes, context + done * decodes, window_context + (done - 1) * self._below)
-                time_s += fixed_s + decoding_s + chunk_s(size, cached)
+                time_s += fixed_s + decoding_s + prefill_step_s + chunk_s(size, cached)
             else:
-                time_s += fixed_s + chunk_s(size, cached)
+                time_s += fixed_s + prefill_step_s + chunk_s(size, cached)
             cached += size
         if done == formed:
             return 0.0

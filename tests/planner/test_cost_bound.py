@@ -64,6 +64,7 @@ def step_times(draw: st.DrawFn) -> StepTimes:
         decode_table=draw(decode_tables()),
         decode_window_table=draw(decode_tables()),
         chunk_table=draw(chunk_tables()),
+        prefill_step_s=draw(SECONDS),
     )
 
 

@@ -57,6 +57,7 @@ def replica_models(draw: st.DrawFn) -> ReplicaModel:
             decode_table=decode_table(random, seats) if tables[0] else None,
             decode_window_table=decode_table(random, seats) if tables[1] and window else None,
             chunk_table=chunk_table(random, budget) if tables[2] else None,
+            prefill_step_s=float(random.random() * 1e-2) if tables[2] else 0.0,
         ),
         limits=Limits(max_num_seqs=seats, max_num_batched_tokens=budget, max_model_len=draw(st.integers(60, 400))),
         num_blocks=lanes * draw(st.integers(1, 40)) * max(1, 64 // block),
