@@ -31,7 +31,9 @@ SHARES = tuple(round(0.95 - 0.05 * step, 2) for step in range(19))  # 0.95 .. 0.
 MULTIPLES = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25)  # the first is the most headroom that counts in a tie
 LEAST_SAFE_BUDGET, MOST_SAFE_BUDGET = 256, 4096
 FIRST_FACTOR = 1.2  # a screen is busier than the window; whole plans start this much above it and shrink
-SCREENED_REQUESTS = 1500  # a p99 rests on 15 of them
+LEAST_SCREENED, MOST_SCREENED = 1000, 2000  # requests; a percentile rests on a hundred beyond it, a p99 on 20
+BEYOND = 100
+FAR_FROM_PASSING = 0.3  # share of the requests seen when a limit was already lost: other chunk sizes do not mend that
 _THINNING_SEED = 20_504_19720
 
 
@@ -156,7 +158,7 @@ class Pricer:
         key = (classes, share)
         if key not in self._parts:
             if self._screen is None:
-                self._screen = busiest_part(self.workload, SCREENED_REQUESTS)
+                self._screen = busiest_part(self.workload, self._screened())
             whole = self._screen
             mask = np.isin(whole.class_index, [whole.classes.index(name) for name in classes])
             if share < 1.0:
@@ -166,6 +168,12 @@ class Pricer:
                 part = replace(part, arrival_s=part.arrival_s / share, window_s=part.horizon_s / share)
             self._parts[key] = part
         return self._parts[key]
+
+    def _screened(self) -> int:
+        """Requests that prices rest on: the more, the closer to one the largest share that a class promises."""
+        shares = (requirement.share for slo in self.slos.values() for requirement in requirements(slo))
+        rest = 1.0 - max(shares, default=0.0)
+        return int(min(MOST_SCREENED, max(LEAST_SCREENED, BEYOND / rest if rest > 0 else MOST_SCREENED)))
 
     def bracket(self, family: Family, classes: tuple[str, ...]) -> Bracket:
         """The price of `family` for `classes`, nothing simulated yet."""
@@ -199,7 +207,7 @@ class Pricer:
             if bracket.failed > likely + 2:  # far below the estimate: widen the stride
                 index = min(last, 2 * bracket.failed - likely)
         trial = self.trial(first, bracket.rungs[index], bracket.classes)
-        if not trial.passed:
+        if not trial.passed and trial.seen > FAR_FROM_PASSING:
             trial = self._other_limits(bracket.family, trial) or trial
         if trial.passed:
             bracket.passed, bracket.variant, bracket.simulated = index, trial.variant, trial.simulated

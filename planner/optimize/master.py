@@ -21,7 +21,7 @@ from specs.errors import NoPlanError
 from specs.plan import Route
 
 VALUE_TOLERANCE = 1e-6
-TIE_ROUNDS = 8  # rounds of simulation spent on plans of equal value that promise more headroom
+TIE_ROUNDS = 4  # rounds of simulation spent on plans of equal value that promise more headroom
 SHRINK = 0.95  # load that is left to a column when the whole plan is refuted
 MOST_REFUTATIONS = 30
 
@@ -179,8 +179,28 @@ class Master:
                 best = solve(self._programme(proven=True), ties="all")
                 return (best, relaxed.bound) if best.status != "infeasible" else None
             for bracket in unknown:
-                self.progress(f"simulating {bracket.family.key}")
-                self.pricer.narrow(bracket)
+                self._narrow(bracket)
+                if bracket.passed is None:  # what differs in the KV dtype alone would be asked next
+                    for sibling in self._siblings(bracket):
+                        if sibling not in unknown and not sibling.closed and sibling.failed < bracket.failed:
+                            self._narrow(sibling)
+
+    def _narrow(self, bracket: Bracket) -> None:
+        self.progress(f"simulating {bracket.family.key}")
+        self.pricer.narrow(bracket)
+
+    def _siblings(self, bracket: Bracket) -> list[Bracket]:
+        """Brackets for the same classes of the families that differ from `bracket`'s in the KV dtype alone."""
+
+        def kind(family: Family) -> tuple[object, ...]:
+            return family.model, family.pool.name, family.engine.name, family.layout, family.weights_dtype
+
+        found = []
+        for family in self.families:
+            if family is not bracket.family and kind(family) == kind(bracket.family):
+                own = [known for known in self.brackets.values() if known.family is family] or self.open(family)
+                found += [known for known in own if known.classes == bracket.classes]
+        return found
 
     def _unknown(self, relaxed: Solution) -> list[Bracket]:
         """What a relaxed optimum uses without its price being known; families used for the first time are opened."""
