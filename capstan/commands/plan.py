@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,13 +60,25 @@ def planned(spec: Path, seed: int = 0, profile: Path | None = None) -> Plan:
 
     loaded = read_spec(spec)
     machine = None if profile is None else machine_of_profile(profile, loaded.spec)
-    with progress_line("planning") as progress, at_its_line(loaded):
+    with progress_line("planning") as progress, at_its_line(loaded), _uncollected():
         refuse_uncompilable(loaded.spec, loaded.base_dir)
         plan = make_plan(
             loaded.spec, loaded.base_dir, seed=seed, progress=progress, version=capstan.__version__, machine=machine
         )
     warn_of_quantised_names(loaded.spec, plan.architectures)
     return plan
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No cyclic garbage collection: planning makes many objects and few cycles; looking for them takes 7 % of it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def print_decision(plan: Plan) -> None:

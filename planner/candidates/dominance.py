@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.candidates.family import Family
 from planner.cost.step_times import StepTimes
@@ -70,11 +71,16 @@ def _dominates(one: Family, other: Family) -> bool:
         return False
     if not (_decodes_no_slower(mine, theirs) and _chunks_no_slower(mine, theirs)):
         return False
-    if bool(np.any(np.asarray(mine.tokens_s) > np.asarray(theirs.tokens_s))):
+    if bool(np.any(_at_knots(mine.tokens_s) > _at_knots(theirs.tokens_s))):
         return False
     if bool(np.any(np.asarray(mine.sampled_s) > np.asarray(theirs.sampled_s))):
         return False
     return _capacity(one) >= _capacity(other)
+
+
+def _at_knots(seconds: tuple[float, ...]) -> NDArray[np.float64]:
+    """A step table at the numbers of tokens between which it is linear (`planner.cost.step`), and at its end."""
+    return np.array([*seconds[:513], *seconds[512::64], seconds[-1]])
 
 
 def _decodes_no_slower(mine: StepTimes, theirs: StepTimes) -> bool:

@@ -114,6 +114,12 @@ class Operation:
     window: int | None = None  # of an attention that does not see everything
 
 
+def _nothing(amount: Floats) -> Cost:
+    """What an operation costs in steps that hold nothing of what it works on."""
+    none = np.zeros_like(amount)
+    return Cost(none, none, none)
+
+
 def measure(operations: tuple[Operation, ...], shape: StepShape) -> Cost:
     """All operations of the steps together."""
     total = [np.zeros(shape.tokens.shape) for _ in range(3)]
@@ -206,6 +212,8 @@ class _Rank:
 
         def cost(shape: StepShape) -> Cost:
             m = rows(shape)
+            if not m.any():
+                return _nothing(m)
             moved = np.where(m > 0, weight_bytes, 0.0) + m * (inputs + outputs) * ACTIVATION_BYTES
             seconds = np.where(m > 0, self.latency.gemm(np.maximum(m, 1.0), inputs, outputs, dtype), 0.0)
             return Cost(2.0 * m * inputs * outputs, moved, seconds)
@@ -226,6 +234,8 @@ class _Rank:
 
         def cost(shape: StepShape) -> Cost:
             moved = rows(shape) * (2.0 * elements * ACTIVATION_BYTES)
+            if not moved.any():
+                return _nothing(moved)
             return Cost(rows(shape) * elements, moved, np.where(moved > 0, self.latency.elementwise(moved), 0.0))
 
         return Operation(name, "elementwise", self.plain, shard, count, cost)
@@ -363,6 +373,8 @@ class _Rank:
 
         def cost(shape: StepShape) -> Cost:
             tokens = shape.tokens  # of all attention replicas: their experts are shared
+            if not tokens.any():
+                return _nothing(tokens)
             rows = tokens * operator.experts_per_token / expert_ranks
             touched = np.minimum(
                 expected_experts(tokens, operator.experts, operator.experts_per_token) / expert_ranks, experts
@@ -426,6 +438,8 @@ class _Rank:
     ) -> Operation:
         def cost(shape: StepShape) -> Cost:
             m = self.own(shape.tokens) if rows is None else rows(shape)
+            if not m.any():
+                return _nothing(m)
             message = m * (elements * ACTIVATION_BYTES)
             seconds = np.where(m > 0, seconds_of(np.maximum(message, 1.0), self.ranks), 0.0)
             return Cost(np.zeros_like(message), message, seconds)
