@@ -119,18 +119,6 @@ def idle_joules(seconds: Floats | float, device: DeviceFacts) -> Floats:
     return joules
 
 
-def device_power_w(device: DeviceFacts, utilisation: float, power_cap_w: float | None = None) -> float:
-    """Mean watts of one device that is busy `utilisation` (0..1) of the time, where nothing is known of its work.
-
-    Linear between the idle power and the limit (the cap, where one is stated and lower). Serving rarely reaches the
-    limit while decoding, so this is an upper estimate; host, switches and cooling are not in it.
-    """
-    limit = device.power_w if power_cap_w is None else min(device.power_w, power_cap_w)
-    busy = min(max(utilisation, 0.0), 1.0)
-    idle = min(device.idle_power_w, limit)
-    return idle + (limit - idle) * busy
-
-
 def mean_power_w(busy_joules: float, busy_s: float, horizon_s: float, device: DeviceFacts) -> float:
     """Mean watts of one device over `horizon_s`: `busy_s` in steps of `busy_joules` together, idle for the rest."""
     if not 0.0 <= busy_s <= horizon_s * (1 + 1e-9) or horizon_s <= 0.0:

@@ -130,6 +130,20 @@ def measure(operations: tuple[Operation, ...], shape: StepShape) -> Cost:
     return Cost(*total)
 
 
+def beyond_launch_s(attention: tuple[Operation, ...], shape: StepShape) -> Floats:
+    """Seconds of attention beyond the launches, which any step pays."""
+    none = np.zeros(1)
+    launches_s = measure(attention, StepShape(np.ones(1), *[none] * 7)).seconds
+    seconds: Floats = np.maximum(measure(attention, shape).seconds - launches_s, 0.0)
+    return seconds
+
+
+def padded(seconds: Floats) -> Floats:
+    """Seconds by ascending size where a batch may be padded to a size that takes less."""
+    least: Floats = np.minimum.accumulate(seconds[::-1])[::-1]
+    return least
+
+
 def operations(
     architecture: Architecture,
     layout: Layout,

@@ -15,7 +15,7 @@ import numpy as np
 
 from planner.cost.engine_kernels import engine_s
 from planner.cost.latency import OperatorLatency, latency_of, seen_pairs
-from planner.cost.operations import Operation, StepShape, measure, operations
+from planner.cost.operations import Operation, StepShape, beyond_launch_s, measure, operations, padded
 from planner.cost.pieces import ChunkTable, DecodeTable
 from planner.cost.roofline import Floats
 from planner.cost.step_times import StepTimes
@@ -135,8 +135,7 @@ def _tabled(every: tuple[Operation, ...], factors: KernelFactors, most: int, *, 
     seconds = np.zeros(knots.shape)
     for operation in every:
         seconds = seconds + operation.count * engine_s(factors, operation.kind, knots, operation.measure(shape).seconds)
-    seconds = np.minimum.accumulate(seconds[::-1])[::-1]  # a batch may be padded to a size that takes less
-    return np.interp(np.arange(1, most + 1), knots, seconds)
+    return np.interp(np.arange(1, most + 1), knots, padded(seconds))
 
 
 def _state_s(every: tuple[Operation, ...]) -> float:
@@ -145,13 +144,6 @@ def _state_s(every: tuple[Operation, ...]) -> float:
     scans = tuple(operation for operation in every if operation.kind == "scan")
     more = measure(scans, StepShape(one, none, one, one, one, none, none, none)).seconds
     return float((more - measure(scans, StepShape(one, none, *[none] * 6)).seconds)[0])
-
-
-def _attention_s(attention: tuple[Operation, ...], shape: StepShape) -> Floats:
-    """Seconds beyond the launch floors, which `tokens_s` holds."""
-    none = np.zeros(1)
-    floors = measure(attention, StepShape(np.ones(1), none, *[none] * 6)).seconds
-    return np.maximum(measure(attention, shape).seconds - floors, 0.0)
 
 
 @dataclass(frozen=True)
@@ -165,7 +157,7 @@ def _decode(attention: tuple[Operation, ...], factor: float, most_sequences: int
         return _Decode()
     sizes, keys = _knots(_SIZES, most_sequences), _knots(_KEYS, max(2, most_keys))
     b, c = (grid.ravel() for grid in np.meshgrid(sizes, keys, indexing="ij"))
-    seconds = factor * _attention_s(attention, StepShape.of(decodes=b, keys=c)).reshape(len(sizes), len(keys))
+    seconds = factor * beyond_launch_s(attention, StepShape.of(decodes=b, keys=c)).reshape(len(sizes), len(keys))
     seconds = np.maximum.accumulate(seconds, axis=1)  # more keys never take less time: dips are noise of the fit
     total = np.outer(sizes, keys)
     slope = float((seconds[:, -1] / total[:, -1]).min())
@@ -195,7 +187,7 @@ def _prefill(
     shape = StepShape(n, one * 0, one * 0, one * 0, one * 0, one, n, p)
     slopes, left = [], np.zeros(n.shape)
     for attention, reach in ((full, None), (windowed, window)):
-        seconds, pairs = factor * _attention_s(attention, shape).reshape(len(new), -1), seen_pairs(n, p, reach)
+        seconds, pairs = factor * beyond_launch_s(attention, shape).reshape(len(new), -1), seen_pairs(n, p, reach)
         # a longer chunk never takes less, nor one over more keys: dips are noise of the fit
         seconds = np.maximum.accumulate(np.minimum.accumulate(seconds[::-1])[::-1], axis=1).ravel()
         slope = _pair_slope(seconds, pairs, n, p) if attention else 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.latency import latency_of
-from planner.cost.operations import Operation, StepShape, measure, operations
+from planner.cost.operations import Operation, StepShape, beyond_launch_s, operations, padded
 from planner.cost.roofline import Floats
 from planner.cost.step import check_layout
 from specs.architecture.model import Architecture
@@ -61,31 +61,18 @@ def layout_work(
     for operation in every:
         by_tokens = _seconds(operation, StepShape(TOKENS, *[none] * 7))
         by_rows = _seconds(operation, StepShape(np.zeros_like(ROWS), ROWS, none, none, none, none, none, none))
-        tokens[operation.kind] = tokens.get(operation.kind, 0.0) + _padded(by_tokens)
-        rows[operation.kind] = rows.get(operation.kind, 0.0) + _padded(by_rows)
+        tokens[operation.kind] = tokens.get(operation.kind, 0.0) + padded(by_tokens)
+        rows[operation.kind] = rows.get(operation.kind, 0.0) + padded(by_rows)
     attention = tuple(operation for operation in every if operation.kind == "attention")
     b, k = (grid.ravel() for grid in np.meshgrid(SIZES, KEYS, indexing="ij"))
     window = architecture.window_tokens
-    decode = _beyond_launch(attention, StepShape.of(decodes=b, keys=k, window=window)).reshape(len(SIZES), len(KEYS))
+    decode = beyond_launch_s(attention, StepShape.of(decodes=b, keys=k, window=window)).reshape(len(SIZES), len(KEYS))
     n, c = (grid.ravel() for grid in np.meshgrid(NEW, CACHED, indexing="ij"))
     one = np.ones(1)
-    chunk = _beyond_launch(attention, StepShape(n, none, none, none, none, one, n, c)).reshape(len(NEW), len(CACHED))
+    chunk = beyond_launch_s(attention, StepShape(n, none, none, none, none, one, n, c)).reshape(len(NEW), len(CACHED))
     return LayoutWork(architecture, every, tokens, rows, np.maximum.accumulate(decode, axis=1), chunk)
 
 
 def _seconds(operation: Operation, shape: StepShape) -> Floats:
     seconds: Floats = operation.count * np.broadcast_to(operation.measure(shape).seconds, shape.tokens.shape)
-    return seconds
-
-
-def _padded(seconds: Floats) -> Floats:
-    """A batch may be padded to a size that takes less."""
-    least: Floats = np.minimum.accumulate(seconds[::-1])[::-1]
-    return least
-
-
-def _beyond_launch(attention: tuple[Operation, ...], shape: StepShape) -> Floats:
-    none = np.zeros(1)
-    launch = measure(attention, StepShape(np.ones(1), *[none] * 7)).seconds
-    seconds: Floats = np.maximum(measure(attention, shape).seconds - launch, 0.0)
     return seconds

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cost.attention import latent_attention_times, paged_attention_times
 from planner.cost.collectives import all_reduce_s, stage_transfer_s
-from planner.cost.energy import device_power_w
+from planner.cost.latency import AttentionShape, LatentShape, RooflineLatency
 from planner.cost.moe import expected_experts, experts_s
 from planner.cost.roofline import compute_dtype, elementwise_s, gemm_s, stream_weights_s
 from specs.catalog import load_device, load_profile
@@ -101,20 +100,32 @@ def test_elementwise_moves_bytes() -> None:
 
 
 def test_paged_attention_by_hand() -> None:
-    times = paged_attention_times(8, 2, 100, DType.BF16, DEVICE, PROFILE)
-    assert times.decode_token_s == pytest.approx(2 * 2 * 100 * 2 / 0.5e12)
-    assert times.pair_s == pytest.approx(4 * 8 * 100 / 50e12)
-    assert times.query_s == pytest.approx(100 * times.pair_s)
-    assert times.decode_row_s == pytest.approx(2e-9)
-    assert (times.launch_s, times.prefill_launch_s) == (4e-6, pytest.approx(2e-6))
+    latency = RooflineLatency(DEVICE, PROFILE)
+
+    def decode_s(sequences: float, keys: float, dtype: DType = DType.BF16) -> float:
+        return float(latency.decode_attention(one(sequences), one(keys), AttentionShape(8, 2, 100, None, dtype))[0])
+
+    def prefill_s(new: float, cached: float) -> float:
+        return float(latency.prefill_attention(one(new), one(cached), AttentionShape(8, 2, 100, None, DType.BF16))[0])
+
+    token_s, pair_s = 2 * 2 * 100 * 2 / 0.5e12, 4 * 8 * 100 / 50e12
+    assert decode_s(1, 1000) - decode_s(1, 0) == pytest.approx(1000 * token_s)
+    assert decode_s(2, 0) - decode_s(1, 0) == pytest.approx(2e-9)
+    assert decode_s(0, 0) == 4e-6
+    assert prefill_s(0, 0) == pytest.approx(4e-6 + 2e-6)
+    assert prefill_s(10, 0) - prefill_s(0, 0) == pytest.approx(pair_s * 55 + 10 * 100 * pair_s)
+    assert prefill_s(0, 1000) - prefill_s(0, 0) == pytest.approx(1000 * token_s)
     # half the bytes at half the share of the bandwidth
-    small = paged_attention_times(8, 2, 100, DType.FP8, DEVICE, PROFILE)
-    assert small.decode_token_s == pytest.approx(times.decode_token_s)
+    assert decode_s(1, 1000, DType.FP8) == pytest.approx(decode_s(1, 1000))
 
 
 def test_latent_attention_is_bound_by_arithmetic_with_many_heads() -> None:
+    latency = RooflineLatency(DEVICE, PROFILE)
+
     def token_s(heads: int) -> float:
-        return latent_attention_times(heads, 512, 64, 128, 128, DType.BF16, DEVICE, PROFILE).decode_token_s
+        shape = LatentShape(heads, 512, 64, 128, 128, DType.BF16)
+        many, none = (latency.latent_decode(one(1), one(keys), shape)[0] for keys in (1e6, 0))
+        return float(many - none) / 1e6
 
     assert token_s(1) == pytest.approx(576 * 2 / 0.5e12)  # one latent vector, whatever the heads
     assert token_s(128) == pytest.approx(2 * 128 * (576 + 512) / 50e12)
@@ -153,13 +164,6 @@ def test_all_reduce_by_hand() -> None:
 def test_the_network_is_slower_than_the_node() -> None:
     near, far = (float(stage_transfer_s(one(1e6), same_node, DEVICE)[0]) for same_node in (True, False))
     assert far - near == pytest.approx(5e-6 + 1e6 / 10e9 - 1e6 / 100e9)
-
-
-def test_power_between_idle_and_cap() -> None:
-    assert device_power_w(H100, 0.0) == H100.idle_power_w
-    assert device_power_w(H100, 1.0) == H100.power_w
-    assert device_power_w(H100, 0.5, power_cap_w=500) == pytest.approx((H100.idle_power_w + 500) / 2)
-    assert device_power_w(H100, 7.0, power_cap_w=9000) == H100.power_w
 
 
 DEVICES = st.sampled_from(["a100-sxm", "h100-sxm", "h200-sxm", "l40s", "b200", "mi300x", "l4", "a10g", "rtx-4090"])
