@@ -25,7 +25,7 @@ from planner.cost.moe import experts_s
 from planner.cost.roofline import Floats, compute_dtype, elementwise_s, gemm_s, peak_flops, weight_bytes_per_element
 from planner.cost.transfer import network_all_reduce_s
 from planner.operators import DeviceModel, OperatorProfile, device_model
-from planner.operators.cores import OperatorFacts, gemm_core, moe_core, operator_facts
+from planner.operators.cores import OperatorFacts, gemm_core, moe_core, operator_facts, without_l2
 from planner.operators.grid import Rows
 from planner.operators.lane import Lane
 from specs.document import DType
@@ -234,7 +234,6 @@ _GEMM_LANES = {DType.BF16: "bfloat16", DType.FP16: "bfloat16", DType.FP32: "bflo
 # Dense products of block-scaled weights are taken as those of per-tensor scales: their measured rows hold host time.
 _EXPERT_LANES = {**_GEMM_LANES, DType.INT4: "int4_wo", DType.FP4: "w4a16_mxfp4"}
 _SIXTEEN_BIT = "bfloat16"
-_ONE_L2_BYTE = 1.0
 _SKEWED = ("fp8_block", "bfloat16")  # expert lanes that the skew of the router is read from
 _MOST_KEPT = 4000  # results of a few kilobytes each
 # Skew of the router in the tables' words: 0 is balanced. Trained routers are near the power law 1.01.
@@ -351,7 +350,7 @@ class FittedLatency(RooflineLatency):
 
     @property
     def _without_l2(self) -> OperatorFacts:
-        return replace(self.model.facts, l2_bytes=_ONE_L2_BYTE)
+        return without_l2(self.model.facts)
 
     def _seconds(self, lane: Lane, rows: Rows, cold: bool = False) -> Floats:
         """Seconds of the rows, kept: configurations of one device share most of their operators."""
