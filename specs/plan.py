@@ -63,6 +63,7 @@ class Cache(Frozen):
     block_size_tokens: PositiveInt
     num_blocks: PositiveInt
     prefix_caching: bool = False
+    host_blocks: NonNegativeInt = 0  # of the host tier: swapped sequences and evicted prefixes
     memory: MemoryBudget
 
     @property
@@ -70,12 +71,27 @@ class Cache(Frozen):
         return self.num_blocks * self.block_size_tokens
 
 
-class Scheduling(Frozen):
-    """Rule of service inside a replica (names of `specs.service`)."""
+class Speculation(Frozen):
+    """Speculative decoding: a draft of `draft_tokens` tokens per step, each accepted with probability `acceptance`."""
 
-    order: Literal["fcfs"] = "fcfs"
+    draft_tokens: PositiveInt
+    acceptance: float = Field(ge=0.0, le=1.0)  # of a draft token whose predecessors were accepted
+    draft_s: NonNegativeFloat = 0.0  # time that drafting adds to a step
+
+
+class Scheduling(Frozen):
+    """Rule of service inside a replica (names and meaning of `specs.service`)."""
+
+    order: Literal["fcfs", "priority", "edf", "sjf", "srpt", "mlfq", "vtc"] = "fcfs"
     chunked_prefill: bool = True
-    prefill_policy: Literal["mixed_chunked", "prefill_first"] = "mixed_chunked"
+    prefill_policy: Literal["mixed_chunked", "prefill_first", "decode_first"] = "mixed_chunked"
+    preemption: Literal["recompute", "swap"] = "recompute"
+    batch_wait_steps: NonNegativeInt = 0  # that a prompt waits for company, unless the token budget is full
+    output_reserve: float = Field(default=0.0, ge=0.0, le=1.0)  # share of an output free before its request may run
+    max_waiting_tokens: PositiveInt | None = None  # prompts beyond so many waiting tokens are refused; None: never
+    mlfq_quantum_tokens: PositiveInt = 512  # of the first level; each further level doubles it
+    predictor_error: NonNegativeFloat = 0.0  # standard deviation of log(predicted / true output), for sjf and srpt
+    speculation: Speculation | None = None
 
 
 class DeviceSlot(Frozen):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,42 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Prefixes:
+    """What prompts share, as chains of units: equal ids in equal places mean equal tokens from the start up to there.
+
+    Request i has the units `ids[offsets[i] : offsets[i + 1]]`, each of `unit_tokens` tokens. They cover its prompt from
+    the start, and may go on into its output where a later request continues it.
+    """
+
+    unit_tokens: int
+    offsets: IntArray  # shape: requests + 1
+    ids: IntArray
+
+    def __post_init__(self) -> None:
+        if self.unit_tokens < 1 or len(self.offsets) == 0 or self.offsets[0] != 0:
+            raise ValueError("prefixes are units of one token at least, and their offsets begin at 0")
+        if (np.diff(self.offsets) < 0).any() or self.offsets[-1] != len(self.ids):
+            raise ValueError("prefix offsets must ascend to the number of ids")
+
+    def of(self, request: int) -> tuple[int, ...]:
+        """Units of one request, from the start of its prompt."""
+        return tuple(self.ids[self.offsets[request] : self.offsets[request + 1]].tolist())
+
+    def select(self, requests: IntArray) -> Prefixes:
+        """Of these requests, in this order."""
+        lengths = np.diff(self.offsets)[requests]
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return Prefixes(self.unit_tokens, offsets, self.ids[np.repeat(self.offsets[requests], lengths) + within])
+
+
+@dataclass(frozen=True)
 class Workload:
-    """Requests in order of arrival; four arrays of one length. Arrivals in seconds from the start of the window."""
+    """Requests in order of arrival; arrays of one length. Arrivals in seconds from the start of the window.
+
+    Optional arrays: None says that all requests are alike. A request with a predecessor (a turn of a session) arrives
+    `gap_s` after that one has finished, and not before its own `arrival_s`.
+    """
 
     classes: tuple[str, ...]
     class_index: IntArray
@@ -26,12 +61,25 @@ class Workload:
     prompt_tokens: IntArray
     output_tokens: IntArray
     window_s: float | None = None  # length of the arrival window; None: until the last arrival
+    tenants: tuple[str, ...] = ()
+    tenant_index: IntArray | None = None  # into `tenants`
+    priority: IntArray | None = None  # lower is served first
+    deadline_s: FloatArray | None = None  # moment by which the first token is due
+    predicted_tokens: IntArray | None = None  # output tokens as a length predictor says
+    prefixes: Prefixes | None = None
+    session: IntArray | None = None  # number of the session, for sticky routing
+    after: IntArray | None = None  # request that has to finish before, -1: none
+    gap_s: FloatArray | None = None  # from that finish to this arrival
 
     def __post_init__(self) -> None:
         count = len(self.arrival_s)
-        arrays = (self.class_index, self.arrival_s, self.prompt_tokens, self.output_tokens)
-        if any(array.shape != (count,) for array in arrays):
-            raise ValueError(f"a workload has arrays of one length, not {[array.shape for array in arrays]}")
+        if any(array.shape != (count,) for array in self._arrays().values()):
+            shapes = {name: array.shape for name, array in self._arrays().items()}
+            raise ValueError(f"a workload has arrays of one length, not {shapes}")
+        if self.prefixes is not None and len(self.prefixes.offsets) != count + 1:
+            raise ValueError(f"prefixes of {len(self.prefixes.offsets) - 1} requests do not fit {count} requests")
+        if (self.after is None) != (self.gap_s is None):
+            raise ValueError("`after` and `gap_s` belong together")
         if count == 0:
             return
         if not np.isfinite(self.arrival_s).all() or self.arrival_s[0] < 0 or (np.diff(self.arrival_s) < 0).any():
@@ -40,6 +88,20 @@ class Workload:
             raise ValueError("every request has at least one prompt token and one output token")
         if self.class_index.min() < 0 or self.class_index.max() >= len(self.classes):
             raise ValueError(f"class indices must name one of {len(self.classes)} classes")
+        if self.tenant_index is not None and not 0 <= self.tenant_index.min() <= self.tenant_index.max() < len(
+            self.tenants
+        ):
+            raise ValueError(f"tenant indices must name one of {len(self.tenants)} tenants")
+        if self.after is not None and self.gap_s is not None:
+            if (self.after >= np.arange(count)).any() or self.after.min() < -1:
+                raise ValueError("a request can only come after one that stands before it")
+            if not (np.isfinite(self.gap_s).all() and self.gap_s.min() >= 0):
+                raise ValueError("gaps must be finite and not negative")
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are set, by field: one entry per request in each."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -56,15 +118,16 @@ class Workload:
         return np.asarray(self.class_index == self.classes.index(name), dtype=np.bool_)
 
     def select(self, mask: NDArray[np.bool_]) -> Workload:
-        """The requests under `mask`, same classes, same window."""
-        return Workload(
-            self.classes,
-            self.class_index[mask],
-            self.arrival_s[mask],
-            self.prompt_tokens[mask],
-            self.output_tokens[mask],
-            self.horizon_s,
-        )
+        """The requests under `mask`, same classes, same window. A request whose predecessor is left out has none."""
+        chosen = np.flatnonzero(mask)
+        changed: dict[str, Any] = {name: array[chosen] for name, array in self._arrays().items()}
+        if self.after is not None:
+            place = np.where(mask, np.cumsum(mask) - 1, -1)
+            before = self.after[chosen]
+            changed["after"] = np.where(before >= 0, place[before], -1)
+        if self.prefixes is not None:
+            changed["prefixes"] = self.prefixes.select(chosen)
+        return replace(self, **changed, window_s=self.horizon_s)
 
 
 @dataclass(frozen=True)
@@ -81,6 +144,8 @@ class ReplicaModel:
     num_blocks: int
     block_size_tokens: int
     scheduling: Scheduling
+    prefix_caching: bool = False
+    host_blocks: int = 0  # KV blocks of the host tier
 
     def __post_init__(self) -> None:
         times, limits = self.times, self.limits
