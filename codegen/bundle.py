@@ -24,6 +24,7 @@ from codegen.program.kernel_specs import ProgramKernels
 from specs.architecture import load_architecture
 from specs.bundle import MANIFEST, RUNTIME, Bundle, Implementation, ModelSource, RuntimeConfig
 from specs.catalog import device_names, load_device
+from specs.engine_rules import rules_not_followed
 from specs.errors import InputError, nearest_names
 from specs.kernels import TARGETS, KernelBinary
 from specs.plan import Plan, ReplicaGroup
@@ -131,6 +132,8 @@ def _chosen_groups(plan: Plan, wanted: Sequence[str] | None) -> list[ReplicaGrou
             raise InputError(
                 f"group id {group.id!r} cannot name a folder", field="groups", expected="letters, digits, '.', '_', '-'"
             )
+        for rule, reason, expected in rules_not_followed(group.engine, group.scheduling, group.cache):
+            raise InputError(reason, field=f"groups.{group.id}.{rule}", expected=expected)
     return chosen
 
 

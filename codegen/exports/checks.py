@@ -20,6 +20,7 @@ from codegen.exports.checkpoint import (
 )
 from specs.architecture import load_architecture, weight_bytes_per_rank
 from specs.document import DType
+from specs.engine_rules import rules_not_followed
 from specs.errors import InputError, nearest_names
 from specs.plan import Plan, ReplicaGroup
 
@@ -251,14 +252,8 @@ def _batch(plan: Plan, group: ReplicaGroup) -> None:
             f"without chunked prefill the token budget ({limits.max_num_batched_tokens}) must hold the longest request "
             f"({limits.max_model_len})",
         )
-    if scheduling.prefill_policy != "mixed_chunked":
-        raise _broken(
-            "scheduling",
-            group,
-            "scheduling.prefill_policy",
-            f"the engine has no {scheduling.prefill_policy} scheduling",
-            "'mixed_chunked'",
-        )
+    for field, reason, expected in rules_not_followed(group.engine, scheduling, group.cache):
+        raise _broken("scheduling", group, field, reason, expected)
 
 
 def _layout(plan: Plan, group: ReplicaGroup) -> None:

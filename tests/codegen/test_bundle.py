@@ -469,6 +469,22 @@ def test_group_ids_that_cannot_name_a_folder_are_refused(tmp_path: Path) -> None
             compile_plan(with_group(tiny_plan(), id=name), tmp_path / "bundle")
 
 
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"scheduling__order": "vtc"}, "scheduling.order"),
+        ({"scheduling__max_waiting_tokens": 9000}, "scheduling.max_waiting_tokens"),
+        ({"cache__prefix_caching": True}, "cache.prefix_caching"),
+    ],
+)
+def test_rules_that_the_runtime_does_not_follow_are_refused(tmp_path: Path, fields: dict[str, Any], where: str) -> None:
+    plan = tiny_plan(**fields)
+    with pytest.raises(InputError) as caught:
+        compile_plan(plan, tmp_path / "bundle")
+    assert caught.value.field == f"groups.{plan.groups[0].id}.{where}"
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_an_unknown_group_is_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no group 'chat-cpuu'") as caught:
         compile_plan(tiny_plan(), tmp_path / "bundle", groups=["chat-cpuu"])

@@ -80,6 +80,13 @@ REFUSED = {
     "token budget": (lambda: chat(limits__max_num_seqs=4096), r"token budget \(2048\) below max_num_seqs"),
     "unchunked": (lambda: chat(scheduling__chunked_prefill=False), "without chunked prefill"),
     "prefill first": (lambda: chat(scheduling__prefill_policy="prefill_first"), "no prefill_first scheduling"),
+    "shortest first": (lambda: chat(scheduling__order="sjf"), "first come, first served, not by sjf"),
+    "swap": (lambda: chat(scheduling__preemption="swap"), "there is no swap"),
+    "host tier": (lambda: chat(cache__host_blocks=100), "no host tier"),
+    "speculation": (
+        lambda: chat(scheduling__speculation={"draft_tokens": 4, "acceptance": 0.6}),
+        "speculative decoding is not configured",
+    ),
     "heads": (
         lambda: chat(layout__tensor_parallel=6, replicas=1, placement=packed(1, 6)),
         "6 does not divide the model's 64 attention heads",
