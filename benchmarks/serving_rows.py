@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.estimate import Deployment, Point, deployment_of, protocol_of, simulate_point
+from planner.estimate import Deployment, Point, deployment_of, is_mixture, protocol_of, simulate_point
 from specs.errors import InputError
 from specs.profile import EngineProfile
 
@@ -58,7 +58,8 @@ def simulate(rows: Sequence[Row], profile: EngineProfile) -> Floats:
     seconds = np.full((len(rows), 2), np.nan)
     for index, row in enumerate(rows):
         point = row.point
-        protocol = protocol_of(point.isl, point.osl, point.concurrency, profile.name)
+        mixture = is_mixture(row.deployment.architecture)
+        protocol = protocol_of(point.isl, point.osl, point.concurrency, profile.name, mixture)
         try:
             latency = simulate_point(point, row.deployment, profile.at(point.engine_version), protocol)
         except InputError:

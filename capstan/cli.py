@@ -32,7 +32,13 @@ SpecArgument = Annotated[Path, typer.Argument(help="deployment spec (YAML)", met
 PlanArgument = Annotated[Path, typer.Argument(help="plan.json written by `capstan plan`", metavar="PLAN")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, nothing else")]
 ProfileOption = Annotated[Path | None, typer.Option(help="profile of a device, written by `capstan calibrate`")]
+EngineProfileOption = Annotated[
+    Path | None, typer.Option(help="of a live server, written by `capstan calibrate --url`", metavar="FILE")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="seed of drawn arrivals and lengths")]
+Traffic = functools.partial(typer.Option, rich_help_panel="Traffic")
+Policy = functools.partial(typer.Option, rich_help_panel="Policies, in place of the plan's")
+Live = functools.partial(typer.Option, rich_help_panel="A live server")
 Parameters = ParamSpec("Parameters")
 
 
@@ -70,12 +76,13 @@ def plan(
     output: Annotated[Path, typer.Option("--output", "-o", help="where the plan is written")] = Path("plan.json"),
     seed: SeedOption = 0,
     profile: ProfileOption = None,
+    engine_profile: EngineProfileOption = None,
     json: JsonOption = False,
 ) -> None:
     """Choose a plan, certify and simulate it; print the decision and write plan.json."""
     from capstan.commands.plan import run_plan
 
-    run_plan(spec, output, seed, json, profile)
+    run_plan(spec, output, seed, json, profile, engine_profile)
 
 
 @app.command(rich_help_panel="Plan", epilog="Example:  capstan explain plan.json")
@@ -102,31 +109,92 @@ def diff(
 
 @app.command(
     rich_help_panel="Plan",
-    epilog="Example:  capstan simulate plan.json --rate 25  # a quarter more traffic than chat-70b declares",
+    epilog=(
+        "Example:  capstan simulate plan.json --rate 25  # a quarter more traffic than chat-70b declares\n\n"
+        "capstan simulate plan.json --order srpt --predictor-error 0.5 --router power_of_two --poll 200ms\n\n"
+        "capstan simulate plan.json --prefix-caching --host-blocks 20000 --preemption swap\n\n"
+        "capstan simulate plan.json --fail group-0:0@60s-3min  # without 3min it never comes back\n\n"
+        "capstan simulate plan.json --speculate 4:0.7:2ms --timeline run.json"
+    ),
 )
 @ends_with_code
 def simulate(
     plan: PlanArgument,
-    trace: Annotated[Path | None, typer.Option(help="another trace for the plan's traffic (one class)")] = None,
+    traffic: Annotated[
+        Path | None,
+        Traffic("--traffic", metavar="SPEC", help="the traffic of another spec: sessions, priorities, prefixes, ..."),
+    ] = None,
+    trace: Annotated[Path | None, Traffic(help="another trace for the plan's traffic (one class)")] = None,
     trace_format: Annotated[
         str | None,
-        typer.Option(
-            "--format", help="of --trace: csv | azure | burstgpt | mooncake | sharegpt; else as the plan's own"
-        ),
+        Traffic("--format", help="of --trace: csv | azure | burstgpt | mooncake | sharegpt; else as the plan's own"),
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="requests/s that every class is rescaled to, in total")] = None,
+    rate: Annotated[float | None, Traffic(help="requests/s that every class is rescaled to, in total")] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="length of the busiest window that is simulated; else as it was planned")
+        float | None, Traffic(help="length of the busiest window that is simulated; else as it was planned")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="another seed of drawn arrivals and lengths")] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="step by step instead of by event jumps")] = False,
-    timeline: Annotated[Path | None, typer.Option(help="write every request as a Chrome trace (JSON)")] = None,
+    seed: Annotated[int | None, Traffic(min=0, help="another seed of drawn arrivals and lengths")] = None,
+    order: Annotated[str | None, Policy(help="fcfs | priority | edf | sjf | srpt | mlfq | vtc")] = None,
+    prefill_policy: Annotated[str | None, Policy(help="mixed_chunked | prefill_first | decode_first")] = None,
+    preemption: Annotated[str | None, Policy(help="recompute | swap (with --host-blocks)")] = None,
+    prefix_caching: Annotated[
+        bool | None, Policy("--prefix-caching/--no-prefix-caching", help="reuse prefixes")
+    ] = None,
+    host_blocks: Annotated[int | None, Policy(help="KV blocks of a replica in host memory")] = None,
+    max_waiting_tokens: Annotated[int | None, Policy(help="refuse prompts beyond so many waiting tokens")] = None,
+    predictor_error: Annotated[
+        float | None, Policy(help="of output lengths, for sjf and srpt: standard deviation of the logarithm")
+    ] = None,
+    speculate: Annotated[
+        str | None, Policy(metavar="K:ACCEPTANCE[:TIME]", help="draft K tokens a step; TIME: that drafting takes")
+    ] = None,
+    router: Annotated[
+        str | None,
+        Policy(help="round_robin | least_outstanding | least_kv | power_of_two | prefix_aware | sticky"),
+    ] = None,
+    poll: Annotated[str | None, Policy(metavar="TIME", help="the router sees loads as of its last poll")] = None,
+    fail: Annotated[
+        list[str] | None,
+        Policy(metavar="GROUP:REPLICA@FROM-UNTIL", help="a replica is down; without UNTIL for good; repeatable"),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="the oracle, step by step in Python: slower, never different")
+    ] = False,
+    timeline: Annotated[Path | None, typer.Option(help="write the requests as a Chrome trace (JSON)")] = None,
+    engine_profile: EngineProfileOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Simulate a plan: percentiles, attainment, utilisation."""
+    """Simulate a plan: percentiles, attainment, utilisation; other traffic, other policies, failures."""
     from capstan.commands.simulate import run_simulate
+    from capstan.commands.simulate_policies import policies_of
 
-    run_simulate(plan, trace, trace_format, rate, seconds, seed, exact, timeline, json)
+    policies = policies_of(
+        order=order,
+        prefill_policy=prefill_policy,
+        preemption=preemption,
+        prefix_caching=prefix_caching,
+        host_blocks=host_blocks,
+        max_waiting_tokens=max_waiting_tokens,
+        predictor_error=predictor_error,
+        speculate=speculate,
+        router=router,
+        poll=poll,
+        fail=fail or [],
+    )
+    run_simulate(
+        plan,
+        traffic=traffic,
+        trace=trace,
+        trace_format=trace_format,
+        rate=rate,
+        seconds=seconds,
+        seed=seed,
+        policies=policies,
+        exact=exact,
+        timeline=timeline,
+        json_output=json,
+        engine_profile=engine_profile,
+    )
 
 
 @app.command(rich_help_panel="Deploy", epilog="Example:  capstan export plan.json --to vllm -o deploy/")
@@ -299,7 +367,8 @@ def estimate(
     epilog=(
         "Examples:\n\n  capstan calibrate  (the GPU here, else the CPU)\n\n"
         "  capstan calibrate --device cuda --seconds 300 --tables tables/ -o profile.json\n\n"
-        "  capstan calibrate --from tables/ --device h100-sxm -o profile.json  (needs no GPU)"
+        "  capstan calibrate --from tables/ --device h100-sxm -o profile.json  (needs no GPU)\n\n"
+        "  capstan calibrate --url http://HOST:8000 --plan plan.json -o engine.json"
     ),
 )
 @ends_with_code
@@ -320,12 +389,91 @@ def calibrate(
     ] = None,
     l2: Annotated[str, typer.Option(help="cold | warm: whether repetitions find operands in the cache; GPU")] = "cold",
     seconds: Annotated[float, typer.Option(help="time to measure for; GPU")] = 180.0,
+    url: Annotated[
+        str | None, Live(help="an OpenAI-compatible server that runs --plan: fit its engine's host times instead")
+    ] = None,
+    plan: Annotated[Path | None, Live(help="plan that the server was set up by", metavar="PLAN")] = None,
+    minutes: Annotated[float, Live(help="length of the designed load; 2 will do for a tiny model")] = 10.0,
+    result: Annotated[Path | None, Live(help="fit these measurements again; nothing is sent")] = None,
+    group: Annotated[str | None, Live(help="the URL is one replica of this group")] = None,
+    model: Annotated[str | None, Live(help="name of the model on the server, where it has several")] = None,
+    api: Annotated[str, Live(help="auto | completions | chat")] = "auto",
+    api_key_env: Annotated[
+        str | None, Live(help="environment variable that holds the key; it is never stored", metavar="NAME")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure this machine's GPU or CPU, or fit tables measured elsewhere: a profile, so that predictions are of it."""
+    """Measure this machine's GPU or CPU, a live server, or fit tables: a profile, so that predictions are of it."""
+    if url is not None or result is not None:
+        from capstan.commands.calibrate_url import run_calibrate_url
+
+        run_calibrate_url(url, plan, result, output, measurements, json, minutes, group, model, api, api_key_env)
+        return
     from capstan.commands.calibrate import run_calibrate
 
     run_calibrate(output, measurements, json, device, tuple(tables_from or ()), tables, l2, seconds)
+
+
+@app.command(
+    rich_help_panel="Run",
+    epilog=(
+        "Examples:\n\n  capstan verify bundle/ --seconds 60  (served here for the time of the run)\n\n"
+        "  capstan verify --url http://HOST:8000 --plan plan.json --scale 0.5 -o measurements.json\n\n"
+        "  capstan verify --result benchmarks.json --plan plan.json  (of guidellm or `vllm bench serve`)"
+    ),
+)
+@ends_with_code
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="folder written by `capstan compile`", metavar="BUNDLE")] = None,
+    url: Annotated[str | None, typer.Option(help="OpenAI-compatible server that is running")] = None,
+    plan: Annotated[Path | None, typer.Option(help="plan that it was set up by", metavar="PLAN")] = None,
+    result: Annotated[
+        Path | None, typer.Option(help="compare these measurements: of verify, guidellm or `vllm bench serve`")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="where the measurements are written")] = Path(
+        "measurements.json"
+    ),
+    seconds: Annotated[float, Traffic(help="length of the busiest window that is sent")] = 120.0,
+    rate: Annotated[float | None, Traffic(help="requests/s that every class is rescaled to, in total")] = None,
+    scale: Annotated[float | None, Traffic(help="or: times the declared rate")] = None,
+    concurrency: Annotated[int | None, Traffic(help="a closed loop of so many clients in place of the times")] = None,
+    traffic: Annotated[Path | None, Traffic(help="another spec, whose traffic is sent instead", metavar="SPEC")] = None,
+    seed: Annotated[int | None, Traffic(min=0, help="another seed of drawn arrivals, lengths and prompts")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="the URL is one replica of this group, not the front of all")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="name of the model on the server, where it has several")] = None,
+    api: Annotated[str, typer.Option(help="auto | completions | chat")] = "auto",
+    api_key_env: Annotated[
+        str | None, typer.Option(help="environment variable that holds the key; it is never stored", metavar="NAME")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="seconds that one request may take")] = 300.0,
+    engine_profile: EngineProfileOption = None,
+    weights: Annotated[Path | None, typer.Option(help="checkpoint folder of a BUNDLE that names none")] = None,
+    device: Annotated[str, typer.Option(help="of a BUNDLE: auto | cpu | cuda")] = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Send the plan's traffic to a live server: measured TTFT, TPOT and goodput beside the predicted ones."""
+    from capstan.commands.verify import VerifyOptions, run_verify
+
+    asked = VerifyOptions(
+        output=output,
+        group=group,
+        rate=rate,
+        scale=scale,
+        seconds=seconds,
+        concurrency=concurrency,
+        traffic=traffic,
+        seed=seed,
+        model=model,
+        api=api,
+        api_key_env=api_key_env,
+        timeout=timeout,
+        engine_profile=engine_profile,
+        weights=weights,
+        device=device,
+    )
+    run_verify(bundle, url, plan, result, json, asked)
 
 
 def main() -> None:

@@ -118,12 +118,14 @@ def read_plan(path: Path, *, check_laws: bool = True) -> Plan:
     Laws that hold no longer (`check_laws`) are warned of on stderr: what the plan says of itself is then out of date.
     """
     from specs.deployment import resolved
+    from specs.handoffs import check_handoffs
     from specs.plan import Plan
 
     plan = Plan.read(path)
     try:
         spec = _embedded_spec(plan)
         _parts_fit(plan, spec)
+        check_handoffs(plan)
     except InputError as error:
         error.file = str(path)
         raise
@@ -131,6 +133,27 @@ def read_plan(path: Path, *, check_laws: bool = True) -> Plan:
     if check_laws:
         _warn_of_broken_laws(plan)
     return plan
+
+
+def with_engine_profile(plan: Plan, path: Path | None) -> Plan:
+    """The plan with the profile of its engine that `capstan calibrate --url` wrote; as it is where `path` is None.
+
+    `InputError` where the file is no profile of an engine, or of one that the plan does not use.
+    """
+    if path is None:
+        return plan
+    from specs.profile import EngineProfile
+
+    profile = EngineProfile.read(path)
+    used = sorted({group.engine for group in plan.groups})
+    if profile.name not in used:
+        raise InputError(
+            f"is a profile of {profile.name!r}, which the plan does not use",
+            file=str(path),
+            field="name",
+            expected=" or ".join(used),
+        )
+    return plan.model_copy(update={"engines": {**plan.engines, profile.name: profile}})
 
 
 def _parts_fit(plan: Plan, spec: DeploymentSpec) -> None:
@@ -194,7 +217,7 @@ def _embedded_spec(plan: Plan) -> DeploymentSpec:
     for name, items in (("models", spec.models), ("traffic", spec.traffic), ("hardware.pools", spec.hardware.pools)):
         if not items:
             raise InputError("is empty", field=f"spec.{name}", expected="at least one")
-    refuse_unhonoured(spec)
+    refuse_unhonoured(spec, planning=False)
     return spec
 
 

@@ -128,6 +128,12 @@ def _chosen_groups(plan: Plan, wanted: Sequence[str] | None) -> list[ReplicaGrou
             expected="a group whose engine is capstan",
         )
     for group in chosen:
+        if group.role != "unified":
+            raise InputError(
+                f"disaggregated groups ({group.role}) are not compiled in this version",
+                field=f"groups.{group.id}.role",
+                expected="'unified'",
+            )
         if not _FOLDER.fullmatch(group.id) or group.id in _RESERVED:
             raise InputError(
                 f"group id {group.id!r} cannot name a folder", field="groups", expected="letters, digits, '.', '_', '-'"

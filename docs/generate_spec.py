@@ -28,10 +28,8 @@ NOT_HONOURED = {
     "hardware.host.dram": "nothing is kept on the host",
     "hardware.host.pcie": "nothing is kept on the host",
     "hardware.host.nvme": "nothing is kept on the host",
-    "traffic[].sessions": "multi-turn sessions are not modelled",
-    "traffic[].closed_loop": "closed loops are not modelled",
-    "traffic[].shared_prefix": "prefix caching is not modelled",
-    "traffic[].priority": "requests are served first come, first served; only `normal` is taken",
+    "traffic[].closed_loop": "a closed loop has no rate to plan for; `capstan simulate` serves it",
+    "traffic[].priority": "planned replicas serve first come, first served; only `normal` is taken",
     "traffic[].window": "traffic is planned for the whole day",
     "traffic[].throughput": "throughput is not a limit; state a rate and an slo",
     "limits.survive_node_failures": "plans keep no spare nodes; only 0 is taken",
@@ -43,6 +41,12 @@ PARTLY = {
     "choices.engine": "honoured: one engine at a time",
     "choices.disaggregation": "honoured: `auto` and `never`; both serve prefill and decode together",
     "traffic[].slo": "in this version every class needs one",
+    "traffic[].sessions": (
+        "planned with turns at their earliest moments, as if answers took no time; `capstan simulate` lets a turn wait "
+        "for the answer before it"
+    ),
+    "traffic[].shared_prefix": "planned without reuse, every prompt in full; `capstan simulate` honours prefix caching",
+    "traffic[].tenant": "planning does not tell tenants apart; `capstan simulate` reports them and may be fair to them",
     "hardware.network.bandwidth": "used for pipeline stages on several nodes",
     "hardware.network.latency": "used for pipeline stages on several nodes",
     "limits.utilisation": "the promises hold at 1 / this share of the traffic (85%: at 118 % of it)",
@@ -104,8 +108,8 @@ token has no TPOT and meets any.
 
 ## Whether it is honoured
 
-Everything below parses. What this version does not act on is refused by name, all of it in one message with exit code
-2, and is marked **refused** here. Nothing is ignored. The `choices` are pins: `tensor_parallel: 2` allows nothing else,
+Everything below parses. What planning does not act on is refused by name, all of it in one message with exit code 2,
+and is marked **refused** here. Nothing is ignored. The `choices` are pins: `tensor_parallel: 2` allows nothing else,
 `[2, 4]` allows these two, `auto` (the default) leaves it to the planner. Pin everything to judge what you already run:
 `specs/examples/existing-deployment.yaml`.
 
@@ -113,6 +117,40 @@ Everything below parses. What this version does not act on is refused by name, a
 
 Generated from the grammar that reads the files (`python docs/generate_spec.py`).
 """
+EXPLAINED = {
+    "traffic[].trace": (
+        "A plan is made for the ten minutes that hold the most tokens, longer where these are fewer than 1,000\n"
+        "requests. Formats, plain or gzip; columns may stand in any order, and others are ignored:\n\n"
+        "| format | columns |\n|---|---|\n"
+        "| `csv` | `arrival_s`, `prompt_tokens`, `output_tokens`; if known, `tenant`, `priority` (high, normal, low), "
+        "`session`, and `prefix` with `prefix_tokens`: rows that name the same prefix begin with the same tokens, as "
+        "many as both of them state |\n"
+        "| `azure` | `TIMESTAMP` (UTC), `ContextTokens`, `GeneratedTokens` |\n"
+        "| `mooncake` | JSON lines: `timestamp` in ms, `input_length`, `output_length`; if known, `hash_ids`, one for "
+        "every 512 prompt tokens and one for the rest: equal beginnings are equal prompts |\n"
+        "| `burstgpt` | `Timestamp` in s, `Request tokens`, `Response tokens`; if known, `Session ID`. Requests that "
+        "failed have no tokens: they are left out, and a note says how many |\n"
+        "| `sharegpt` | `num_prefill_tokens`, `num_decode_tokens`; no times, so `rate` is needed |\n\n"
+        "Rows stand in order of arrival, times are not negative, and every length is at least 1; anything else is an\n"
+        "error with its line."
+    ),
+    "traffic[].arrivals": """\
+A diurnal process is Poisson with a rate that follows one cosine a period: `rate` is the mean, `peak_to_mean` times that
+the peak, and the trough lies as far below. A plan is made for the peak: the window lies around it. A window of a whole
+period or longer (`capstan simulate --seconds`) begins where the period does, at midnight for 24 h.""",
+    "traffic[].sessions": """\
+A window finds conversations under way, as any moment of such traffic does. With `growing_context` the KV cache of a
+prompt's beginning can be reused where prefix caching is on: token ids are known in units of 16 tokens, or longer ones
+where there would be more than four million units. A conversation ends before the turn that would not fit
+`max_context`.""",
+    "traffic[].closed_loop": """\
+As serving benchmarks load a server: all clients send at once at the start, and each sends its next request when its
+last one has ended. The mean over all requests contains that burst, unless there is a warm-up.""",
+    "traffic[].shared_prefix": """\
+The shared tokens are part of `prompt_tokens`: a prompt of 1,200 of which 1,000 are shared has 200 of its own, and a
+shorter one than these shares all of itself. The group is drawn by request, and by conversation where there are
+sessions.""",
+}
 EXAMPLES = {
     "models.NAME": "models:\n  chat: {architecture: ./my-model/config.json, weights: fp8, kv_cache: [bf16, fp8]}",
     "hardware.pools[]": (
@@ -127,6 +165,17 @@ EXAMPLES = {
         "traffic:\n  - name: bursty\n    arrivals: {rate: 15/s, process: gamma, cv: 2}\n"
         "    prompt_tokens: {lognormal: {mean: 2k, p99: 7k}}\n    output_tokens: {uniform: [10, 200]}\n"
         "    slo: {ttft: 600ms, e2e: 2s, attainment: 95%}"
+    ),
+    "traffic[].sessions": (
+        "traffic:\n  - name: agents\n"
+        "    sessions: {rate: 2/s, turns: {mean: 6}, think_time: {mean: 8s}, growing_context: true}\n"
+        "    prompt_tokens: {mean: 300, max: 2k}      # new tokens of every turn\n    output_tokens: 200\n"
+        "    slo: {ttft: {p95: 2s}}"
+    ),
+    "traffic[].shared_prefix": (
+        "traffic:\n  - name: helpers\n    arrivals: {rate: 20/s, process: diurnal, peak_to_mean: 1.8, peak_at: 14h}\n"
+        "    prompt_tokens: {lognormal: {mean: 2k, p99: 7k}}\n    output_tokens: {mean: 40, max: 256}\n"
+        "    shared_prefix: {tokens: 1k, groups: 200, skew: 1}\n    slo: {ttft: {p90: 500ms}}"
     ),
     "limits": "limits: {budget: $30/h, utilisation: 85%, gpus: {chat: 24}}",
     "choices": "choices:\n  engine: vllm\n  chat: {tensor_parallel: [2, 4], max_num_seqs: 256, pool: h100}",
@@ -145,6 +194,12 @@ LENGTHS = (
     ),
     ("{uniform: [low, high]}", "every length of the range is equally likely", "{uniform: [100, 1024]}"),
     ("{histogram: FILE}", "counts by length from a CSV file beside the spec", "{histogram: prompts.csv}"),
+    (
+        "{histogram: FILE, source: prometheus}",
+        "the buckets of a server's request lengths (vLLM, SGLang): its metrics in a file, or their URL, which every "
+        "command reads anew",
+        "{histogram: metrics.txt, source: prometheus}",
+    ),
 )
 
 
@@ -211,6 +266,9 @@ def section(path: str, record: Record | None, intro: str) -> Iterator[str]:
     if intro:
         yield intro
         yield ""
+    if path in EXPLAINED:
+        yield EXPLAINED[path]
+        yield ""
     if path in EXAMPLES:
         yield f"```yaml\n{EXAMPLES[path]}\n```"
         yield ""
@@ -253,7 +311,7 @@ def lengths() -> Iterator[str]:
     yield ""
     for title, record in (("mean", MEAN), ("lognormal", LOGNORMAL), ("histogram", HISTOGRAM)):
         fields = "; ".join(f"`{name}`: {field.doc}" for name, field in record.fields.items())
-        yield f"- {title}: {fields}" + (". `prometheus` is **refused**" if "histogram" in record.fields else "")
+        yield f"- {title}: {fields}"
     yield ""
     yield (
         "A drawn length without a largest value is cut where the model's `max_context` ends: the output at half of it, "

@@ -9,10 +9,9 @@ from typing import Literal
 
 from planner.cost.bound import optimistic_work_s
 from planner.cost.energy import grams_co2, grams_co2_per_million_tokens
-from planner.cost.latency import borrowed_note, latency_of, unmeasured_note
-from planner.cost.operations import operations
-from planner.cost.serving_power import Served, serving_power_w
+from planner.cost.latency import borrowed_note, unmeasured_note
 from planner.discards import discarded_configurations
+from planner.group_power import group_power_w
 from planner.optimize.certify import recheck
 from planner.optimize.master import Bought, Decision, Master, group_id
 from planner.optimize.placement import Demand, place
@@ -150,6 +149,7 @@ def _predictions(problem: Problem, decision: Decision) -> Predictions:
         family = item.column.family
         sources.append(unmeasured_note(family.device, family.profile, family.weights_dtype))
     notes = [note for note in dict.fromkeys(sources) if note is not None]
+    notes += [f"{window.request_class}: {note}" for window in problem.windows for note in window.notes]
     for index in range(len(decision.bought)):
         notes += _small_cache(problem, decision, index)
     if result.saturated:
@@ -205,23 +205,19 @@ def _small_cache(problem: Problem, decision: Decision, index: int) -> list[str]:
 
 def _group_power_w(problem: Problem, decision: Decision, index: int) -> float:
     """Mean watts of all devices of a group while it serves what was simulated."""
-    family, replicas = decision.bought[index].column.family, decision.bought[index].replicas
-    load, sent = decision.result.groups[index], problem.declared.select(decision.result.group_index == index)
-    horizon_s = problem.declared.horizon_s * replicas  # of all replicas, one after the other
-    served = Served(sent.prompt_tokens, sent.output_tokens, load.steps, min(sum(load.busy_s), horizon_s), horizon_s)
-    latency = latency_of(family.device, family.profile)
-    every = operations(
+    family = decision.bought[index].column.family
+    return group_power_w(
+        decision.result,
+        problem.declared,
+        index,
         family.architecture,
         family.layout,
         family.weights_dtype,
         family.kv_dtype,
         family.device,
         family.profile,
-        latency,
+        load_power(family.device.name),
     )
-    stages, window = family.layout.pipeline_parallel, family.architecture.window_tokens
-    watts = serving_power_w(every, stages, window, served, family.device, load_power(family.device.name))
-    return watts * family.gpus * replicas
 
 
 def _work_share(problem: Problem, decision: Decision, index: int) -> float:

@@ -44,9 +44,10 @@ def _compare(topic: str, old: dict[str, str], new: dict[str, str]) -> list[Diffe
 def _name(group: ReplicaGroup) -> str:
     """What stays the same when limits and replica counts move."""
     layout = group.layout
+    role = "" if group.role == "unified" else f", {group.role}"
     return (
-        f"{group.model} on {group.pool}, {group.engine} TP {layout.tensor_parallel} PP {layout.pipeline_parallel} "
-        f"{group.weights_dtype} KV {group.cache.kv_dtype}"
+        f"{group.model}{role} on {group.pool}, {group.engine} TP {layout.tensor_parallel} "
+        f"PP {layout.pipeline_parallel} {group.weights_dtype} KV {group.cache.kv_dtype}"
     )
 
 
@@ -55,6 +56,8 @@ def _decision(plan: Plan) -> dict[str, str]:
     for group in plan.groups:
         name = _name(group)
         found[f"{name}: replicas"] = str(group.replicas)
+        if group.hands_over_to is not None:
+            found[f"{name}: hands over to"] = group.hands_over_to
         found[f"{name}: max sequences"] = str(group.limits.max_num_seqs)
         found[f"{name}: token budget"] = str(group.limits.max_num_batched_tokens)
         found[f"{name}: max length"] = str(group.limits.max_model_len)

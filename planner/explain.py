@@ -91,7 +91,8 @@ def _pool(plan: Plan, pool: dict[str, object]) -> PoolVerdict:
     if used:
         groups = [group for group in plan.groups if group.pool == name]
         text = "chosen: " + ", ".join(
-            f"{group.replicas} x TP {group.layout.tensor_parallel}"
+            ("" if group.role == "unified" else f"{group.role} ")
+            + f"{group.replicas} x TP {group.layout.tensor_parallel}"
             + (f" PP {group.layout.pipeline_parallel}" if group.layout.pipeline_parallel > 1 else "")
             + f" {group.weights_dtype}"
             for group in groups

@@ -14,10 +14,11 @@ from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
 
 @dataclass(frozen=True)
 class Machine:
-    """A device as it is here: its true memory, and the profile that `capstan calibrate` fitted to it."""
+    """What was calibrated, in the place of the catalogue's: a device with its true memory and its profile, engines."""
 
     device: DeviceFacts
     profile: DeviceProfile
+    engines: tuple[EngineProfile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def load_facts(spec: DeploymentSpec, base_dir: str | Path, machine: Machine | No
                 device, profile = machine.device, machine.profile
             devices[pool.device], profiles[pool.device] = device, profile
     engines: dict[str, EngineProfile] = {name: load_engine(name) for name in spec.choices.engine}
+    if machine is not None:
+        engines |= {engine.name: engine for engine in machine.engines if engine.name in engines}
     return Facts(architectures, devices, profiles, engines, spec.hardware.network)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from planner.candidates.dominance import drop_dominated
@@ -68,7 +68,9 @@ def pose(
         raise InputError(
             "no request class uses this model", field=f"models.{idle[0]}", expected="a class with traffic, or no model"
         )
-    declared, windows = declared_workload(spec, base_dir, seconds=seconds, seed=seed, least_requests=LEAST_REQUESTS)
+    declared, windows = declared_workload(
+        spec, base_dir, seconds=seconds, seed=seed, least_requests=LEAST_REQUESTS, coupled=False
+    )
     workload = compressed(declared, spec.limits.utilisation or 1.0)
     kept: list[Family] = []
     dropped: list[Discarded] = []
@@ -104,7 +106,7 @@ def compressed(workload: Workload, utilisation: float) -> Workload:
     """
     if utilisation == 1.0:
         return workload
-    return replace(workload, arrival_s=workload.arrival_s * utilisation, window_s=workload.horizon_s * utilisation)
+    return workload.moved(workload.arrival_s * utilisation, workload.horizon_s * utilisation)
 
 
 def longest_request(windows: tuple[SimulatedWindow, ...], classes: tuple[str, ...]) -> int:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from planner.candidates.enumerate import widest_limits
 from planner.candidates.family import under_limits
 from planner.cost.step import step_times
+from planner.cost.transfer import host_link
 from planner.facts import in_pool
 from planner.simulate import (
-    BUSIEST_S,
-    LEAST_REQUESTS,
     FleetGroup,
     ReplicaModel,
+    Workload,
     chrome_trace,
-    declared_workload,
     result_summary,
     simulate_fleet,
     slos_of,
 )
+from planner.simulate_clients import is_closed_loop, simulate_clients
+from planner.simulate_energy import energy_summary
+from planner.simulate_links import with_handoffs
+from planner.simulate_policies import PLANNED, Policies, changed_limits, with_policies, without_effect
+from planner.simulate_traffic import Drawn, planned_seed, planned_workload
 from specs.architecture import load_architecture
-from specs.deployment import DeploymentSpec, TraceFormat, TraceSpec
+from specs.deployment import DeploymentSpec, TraceFormat
 from specs.document import write_atomically
 from specs.errors import InputError
+from specs.handoffs import check_handoffs
 from specs.plan import Plan, ReplicaGroup
-from specs.traffic import read_trace
 
 
 def simulate_plan(
@@ -37,60 +44,78 @@ def simulate_plan(
     rate_per_s: float | None = None,
     seconds: float | None = None,
     seed: int | None = None,
+    workload: Workload | None = None,
+    policies: Policies = PLANNED,
     exact: bool = False,
     timeline: Path | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """Serve traffic on the plan's replicas; the summary of `planner.simulate` with what was simulated.
 
-    Traces named in the spec are looked for in the folder that the plan names, then beside the plan. `trace` replaces
-    the traffic of a plan with one class; `trace_format` None takes that of the plan's own trace, or the one that the
-    file's name tells. `seconds` None simulates as long a window as planning does, `seed` None draws what the plan was
-    made with; `rate_per_s` rescales all classes in proportion to that total. `timeline`: a file that takes a Chrome
-    trace of all requests. Raises `InputError` where a trace is
-    missing or is not the one the plan was made with, and where the plan's groups contradict themselves.
+    The traffic is that of `planned_workload`, or `workload` as it is. `policies` replace those of the plan.
+    `timeline`: a file that takes a Chrome trace of the requests. `progress` is told the share of requests that have
+    arrived. Raises `InputError` as `planned_workload` and `with_policies` do, and where the plan's groups contradict
+    themselves or have no link between them.
     """
-    if rate_per_s is not None and not 0 < rate_per_s < 1e9:
-        raise InputError(f"{rate_per_s} is not a rate", field="--rate", expected="requests/s above 0")
-    if seconds is not None and not 0 < seconds <= 86_400 * 7:
-        raise InputError(f"{seconds} is not a length of time", field="--seconds", expected="seconds above 0")
-    if trace_format is not None and trace is None:
-        raise InputError("no trace is given", field="--format", expected="--trace FILE with it")
-    if seed is None:
-        seed = plan.certificate.windows[0].seed if plan.certificate.windows else 0
-    spec = DeploymentSpec.model_validate(plan.spec)
-    folder = _folder(plan, spec, Path(base_dir)) if trace is None else Path()
-    if trace is not None:
-        spec = _with_trace(spec, trace, trace_format)
-    groups = tuple(_fleet_group(plan, index, group) for index, group in enumerate(plan.groups))
-    window: dict[str, Any] = {"seed": seed, "seconds": BUSIEST_S, "least_requests": LEAST_REQUESTS}
-    if seconds is not None:
-        window |= {"seconds": seconds, "least_requests": 0}
-    workload, windows = declared_workload(spec, folder, **window)
-    if rate_per_s is not None:
-        spec = _scaled(spec, folder, rate_per_s / (len(workload) / workload.horizon_s))
-        workload, windows = declared_workload(spec, folder, **window)
-    slos = slos_of(spec)
+    check_handoffs(plan)
+    planned, plan = plan, with_policies(plan, policies)
+    seed = planned_seed(plan) if seed is None else seed
+    if workload is None and is_closed_loop(plan):
+        options = {"--trace": trace, "--rate": rate_per_s, "--seconds": seconds}
+        return simulate_clients(plan, base_dir, _fleet_groups(plan), policies, options, seed, exact, timeline)
+    if workload is None:
+        drawn = planned_workload(
+            plan,
+            base_dir,
+            trace=trace,
+            trace_format=trace_format,
+            rate_per_s=rate_per_s,
+            seconds=seconds,
+            seed=seed,
+        )
+    else:
+        drawn = Drawn(DeploymentSpec.model_validate(plan.spec), workload, ())
+    fleet = with_handoffs(plan, _fleet_groups(plan), drawn.workload)
+    groups, load = fleet.groups, _in_blocks(drawn.workload, fleet.groups)
     try:
-        result = simulate_fleet(groups, plan.routes, workload, router=plan.router, exact=exact)
+        result = simulate_fleet(
+            groups,
+            plan.routes,
+            load,
+            router=plan.router,
+            poll_s=policies.poll_s,
+            faults=policies.faults,
+            links=fleet.links,
+            seed=seed,
+            exact=exact,
+            progress=progress,
+        )
     except ValueError as error:
-        raise InputError(str(error), field="routes", expected="routes of every class to groups of the plan") from None
+        raise InputError(str(error), expected="groups, routes and options that fit together") from None
     if timeline is not None:
-        write_atomically(timeline, chrome_trace(result, workload))
+        write_atomically(timeline, chrome_trace(result, load, groups))
     return {
-        **result_summary(result, workload, slos),
-        "windows": [item.model_dump(mode="json") for item in windows],
-        "simulated_requests": len(workload),
+        **result_summary(result, load, slos_of(drawn.spec), groups=groups),
+        "closed_loop": None,
+        "energy": energy_summary(plan, result, load),
+        "notes": [*changed_limits(planned, plan), *without_effect(plan, load), *drawn.notes, *fleet.notes],
+        "windows": [item.model_dump(mode="json") for item in drawn.windows],
+        "simulated_requests": len(load),
         "simulated_s": result.end_s,
     }
 
 
-def _fleet_group(plan: Plan, index: int, group: ReplicaGroup) -> FleetGroup:
-    try:
-        return FleetGroup(group.id, group.replicas, replica_model(plan, group))
-    except ValueError as error:
-        raise InputError(
-            str(error), field=f"groups[{index}]", expected="limits and a cache that fit together"
-        ) from None
+def _fleet_groups(plan: Plan) -> tuple[FleetGroup, ...]:
+    """The plan's groups, without their roles."""
+    groups = []
+    for index, group in enumerate(plan.groups):
+        try:
+            groups.append(FleetGroup(group.id, group.replicas, replica_model(plan, group)))
+        except ValueError as error:
+            raise InputError(
+                str(error), field=f"groups[{index}]", expected="limits and a cache that fit together"
+            ) from None
+    return tuple(groups)
 
 
 def replica_model(plan: Plan, group: ReplicaGroup) -> ReplicaModel:
@@ -101,6 +126,8 @@ def replica_model(plan: Plan, group: ReplicaGroup) -> ReplicaModel:
     spec = DeploymentSpec.model_validate(plan.spec)
     pool, limits = spec.hardware.pool(group.pool), group.limits
     sequences, tokens = widest_limits(spec.choices.of(group.model))
+    speculation = group.scheduling.speculation
+    rows = limits.max_num_seqs * (1 + (0 if speculation is None else speculation.draft_tokens))  # that a step samples
     times = step_times(
         load_architecture(plan.architectures[group.model]),
         group.layout,
@@ -109,69 +136,27 @@ def replica_model(plan: Plan, group: ReplicaGroup) -> ReplicaModel:
         in_pool(plan.devices[pool.device], pool, spec.hardware.network),
         plan.profiles[pool.device],
         plan.engines[group.engine],
-        max(sequences, limits.max_num_seqs),
+        max(sequences, rows),
         max(tokens, limits.max_num_batched_tokens),
     )
+    memory = group.cache.memory
+    link = host_link(plan.devices[pool.device])
+    # a batch crosses the stages one after the other, each over the link of its own device
+    host_token_s = group.layout.pipeline_parallel * memory.kv_bytes_per_token / link.reached_bytes_per_s
     return ReplicaModel(
-        times=under_limits(times, limits),
+        times=replace(under_limits(times, limits.model_copy(update={"max_num_seqs": rows})), host_token_s=host_token_s),
         limits=limits,
         num_blocks=group.cache.num_blocks,
         block_size_tokens=group.cache.block_size_tokens,
         scheduling=group.scheduling,
+        prefix_caching=group.cache.prefix_caching,
+        host_blocks=group.cache.host_blocks,
     )
 
 
-def _folder(plan: Plan, spec: DeploymentSpec, beside: Path) -> Path:
-    """The folder that the plan's traces are found from, checked against the sha256 that the plan names."""
-    files = [(traffic.name, traffic.trace) for traffic in spec.traffic if traffic.trace is not None]
-    for folder in (beside / plan.traffic_folder, Path(plan.traffic_folder), beside):
-        if all((folder / trace.file).is_file() for _, trace in files):
-            break
-    else:
-        missing = next(trace.file for _, trace in files)
-        raise InputError(
-            f"trace {missing} is neither in {plan.traffic_folder} nor beside the plan",
-            field="traffic",
-            expected="the trace there, or --trace FILE",
-        )
-    wanted = {window.request_class: window.sha256 for window in plan.certificate.windows}
-    for name, trace in files:
-        if wanted.get(name) and read_trace(folder / trace.file, trace.format).sha256 != wanted[name]:
-            raise InputError(
-                "is not the trace that the plan was made with (another sha256)",
-                file=str(folder / trace.file),
-                expected="the same file, or --trace FILE to simulate another",
-            )
-    return folder
-
-
-def _with_trace(spec: DeploymentSpec, trace: Path, trace_format: TraceFormat | None) -> DeploymentSpec:
-    if len(spec.traffic) != 1:
-        raise InputError(
-            f"the plan has {len(spec.traffic)} request classes", field="--trace", expected="a plan with one class"
-        )
-    old, arrivals = spec.traffic[0].trace, spec.traffic[0].arrivals
-    kind = trace_format or ("mooncake" if ".jsonl" in trace.name else (old.format if old is not None else "csv"))
-    rate_per_s = None
-    if kind == "sharegpt":  # lengths without times
-        rate_per_s = old.rate_per_s if old is not None else arrivals.rate_per_s if arrivals is not None else None
-    changed = TraceSpec(file=str(trace.resolve()), format=kind, rate_per_s=rate_per_s)
-    traffic = spec.traffic[0].model_copy(
-        update={"trace": changed, "arrivals": None, "prompt_tokens": None, "output_tokens": None}
-    )
-    return spec.model_copy(update={"traffic": (traffic,)})
-
-
-def _scaled(spec: DeploymentSpec, folder: Path, factor: float) -> DeploymentSpec:
-    """Every class at `factor` times its rate; recorded times are stretched."""
-    classes = []
-    for traffic in spec.traffic:
-        changed: dict[str, Any] = {}
-        if traffic.trace is not None:
-            rate = traffic.trace.rate_per_s or read_trace(folder / traffic.trace.file, traffic.trace.format).rate_per_s
-            changed = {"trace": traffic.trace.model_copy(update={"rate_per_s": rate * factor})}
-        elif traffic.arrivals is not None:
-            rate = traffic.arrivals.rate_per_s * factor
-            changed = {"arrivals": traffic.arrivals.model_copy(update={"rate_per_s": rate})}
-        classes.append(traffic.model_copy(update=changed))
-    return spec.model_copy(update={"traffic": tuple(classes)})
+def _in_blocks(workload: Workload, groups: tuple[FleetGroup, ...]) -> Workload:
+    """The workload with prefixes in units that are whole KV blocks of every group that caches them."""
+    sizes = [group.model.block_size_tokens for group in groups if group.model.prefix_caching]
+    if workload.prefixes is None or not sizes:
+        return workload
+    return replace(workload, prefixes=workload.prefixes.units(math.lcm(workload.prefixes.unit_tokens, *sizes)))

@@ -27,16 +27,56 @@ class Environment(Frozen):
     power_cap_w: PositiveFloat | None = None
 
 
-class RequestRow(Frozen):
-    """One request as its client saw it. `tpot` is derived: (e2e - ttft) / (output tokens - 1)."""
+class Endpoint(Frozen):
+    """A server that was measured from outside, as it names itself, and how it could be asked. No key is kept."""
+
+    url: str
+    model: str
+    models: tuple[str, ...] = ()  # all that it serves
+    max_model_len: PositiveInt | None = None
+    version: str | None = None
+    server: str | None = None  # the `Server` header
+    api: Literal["completions", "chat"] = "completions"
+    prompts: Literal["token ids", "text"] = "token ids"
+    ignores_eos: bool = True  # answers have the length that was asked for
+    counts_tokens: bool = True  # by the server's own usage; else by the chunks of its stream
+
+
+class Load(Frozen):
+    """How the requests of one class were sent: at stated times, or by clients that wait for their answers."""
 
     request_class: str
-    arrival_s: NonNegativeFloat  # since the start of the run
-    prompt_tokens: NonNegativeInt
+    kind: Literal["open", "closed"] = "open"
+    concurrency: PositiveInt | None = None  # of a closed loop
+    rate_per_s: PositiveFloat | None = None  # of an open loop, mean over the window
+    seconds: NonNegativeFloat  # the arrival window; of a closed loop, how long it ran
+    seed: NonNegativeInt | None = None
+    source: str = ""  # trace, declared distribution, or the design of the load
+    warmup_requests: NonNegativeInt = 0  # the first so many rows of the class are not judged
+
+
+RequestStatus = Literal["ok", "rejected", "failed", "cut"]
+
+
+class RequestRow(Frozen):
+    """One request as its client saw it. `tpot_s` is derived: (e2e - ttft) / (output tokens - 1).
+
+    `rejected`: the server refused it as it is busy. `failed`: `error` says how. `cut`: the run ended before the answer
+    did, which is nobody's fault.
+    """
+
+    request_class: str
+    arrival_s: NonNegativeFloat  # sent, since the start of the run
+    prompt_tokens: NonNegativeInt  # as the server counted them, where it does
     output_tokens: NonNegativeInt
     ttft_s: NonNegativeFloat | None  # None: no token came
-    e2e_s: NonNegativeFloat | None
-    status: Literal["ok", "rejected", "failed"] = "ok"
+    e2e_s: NonNegativeFloat | None  # None: the answer did not end
+    status: RequestStatus = "ok"
+    due_s: NonNegativeFloat | None = None  # when it should have been sent; None: not planned by time
+    error: str | None = None  # of one that failed: connection, timeout, http 500, ...
+    asked_tokens: PositiveInt | None = None  # output tokens that were asked for
+    longest_gap_s: NonNegativeFloat | None = None  # between two pieces of the stream
+    number: NonNegativeInt | None = None  # of the request among those that were to be sent
 
     @property
     def tpot_s(self) -> float | None:
@@ -44,6 +84,11 @@ class RequestRow(Frozen):
         if self.ttft_s is None or self.e2e_s is None or self.output_tokens < 2:
             return None
         return (self.e2e_s - self.ttft_s) / (self.output_tokens - 1)
+
+    @property
+    def late_s(self) -> float | None:
+        """How much later than planned the client sent it."""
+        return None if self.due_s is None else max(0.0, self.arrival_s - self.due_s)
 
 
 class StepRow(Frozen):
@@ -81,6 +126,9 @@ class Measurements(Document):
     environment: Environment
     model: str | None = None
     plan_sha256: str | None = None  # of the plan that was verified
+    endpoint: Endpoint | None = None
+    loads: tuple[Load, ...] = ()
+    partial: str | None = None  # why the run ended before all was sent and answered; None: it did not
     requests: tuple[RequestRow, ...] = ()
     steps: tuple[StepRow, ...] = ()
     kernels: tuple[KernelRow, ...] = ()

@@ -13,6 +13,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from specs.document import Document, DType, Frozen
 from specs.profile import DeviceFacts, DeviceProfile, EngineProfile, PowerProfile
 
+RouterName = Literal["least_outstanding", "round_robin", "least_kv", "power_of_two", "prefix_aware", "sticky"]
+
 
 class Layout(Frozen):
     """How one replica is split over devices. `pipeline_stages` holds the layers of each stage, in order."""
@@ -113,6 +115,7 @@ class ReplicaGroup(Frozen):
     id: str
     model: str
     role: Literal["unified", "prefill", "decode"] = "unified"
+    hands_over_to: str | None = None  # of a prefill group: the decode group that its requests go on in
     pool: str
     device: str
     engine: Literal["vllm", "sglang", "trtllm", "capstan"]
@@ -212,6 +215,7 @@ class SimulatedWindow(Frozen):
     longest_request_tokens: PositiveInt  # prompt and output, of the whole source
     mean_prompt_tokens_per_s: NonNegativeFloat | None = None  # of the whole source, not of the busiest window
     mean_output_tokens_per_s: NonNegativeFloat | None = None
+    notes: tuple[str, ...] = ()  # what a user should know about the source, and what of it is not used
     seed: int
 
 
@@ -271,7 +275,7 @@ class Plan(Document):
     capstan: str  # version that made it
     groups: tuple[ReplicaGroup, ...]
     routes: tuple[Route, ...]
-    router: Literal["least_outstanding", "round_robin"] = "least_outstanding"  # within a group
+    router: RouterName = "least_outstanding"  # within a group
     predictions: Predictions
     cost: Cost
     certificate: Certificate

@@ -123,6 +123,7 @@ class EngineRelease(Frozen):
     step_overhead_s: NonNegativeFloat | None = None
     sequence_overhead_s: NonNegativeFloat | None = None
     prefill_step_s: NonNegativeFloat | None = None
+    eager_launch_s: NonNegativeFloat | None = None
     request_overhead_s: NonNegativeFloat | None = None
     request_serial_s: NonNegativeFloat | None = None
     stream_token_s: NonNegativeFloat | None = None
@@ -149,6 +150,7 @@ class EngineProfile(Document):
     prefill_policy: Literal["mixed_chunked", "prefill_first"]
     kernels: KernelFactors = KernelFactors()
     prefill_step_s: NonNegativeFloat = 0.0  # more of a step that holds prompts and so runs without a captured graph
+    eager_launch_s: NonNegativeFloat = 0.0  # host time per kernel of such a step, which takes no less than all of them
     request_serial_s: NonNegativeFloat = 0.0  # of the frontend, which takes one request after the other
     stream_token_s: NonNegativeFloat = 0.0  # of the frontend per output token
     output_reserve: NonNegativeFloat = Field(default=0.0, le=1.0)  # share of a request's output free before it may run

@@ -62,3 +62,29 @@ def machine_of_profile(path: Path, spec: DeploymentSpec) -> Machine:
             expected=f"one of {', '.join(sorted(held))}",
         )
     return Machine(device, profile)
+
+
+def with_engine(machine: Machine | None, path: Path, spec: DeploymentSpec) -> Machine:
+    """`machine` with the profile of an engine that `capstan calibrate --url` wrote.
+
+    `InputError` where it is none, or of an engine that `spec` does not plan for.
+    """
+    from dataclasses import replace
+
+    from planner.facts import Machine
+    from specs.catalog import load_device, load_profile
+    from specs.errors import InputError
+    from specs.profile import EngineProfile
+
+    engine = EngineProfile.read(path)
+    if engine.name not in spec.choices.engine:
+        raise InputError(
+            f"is a profile of {engine.name!r}, which the spec does not plan for",
+            file=str(path),
+            field="name",
+            expected=" or ".join(spec.choices.engine),
+        )
+    if machine is None:  # the first pool's device stays as the catalogue has it
+        name = spec.hardware.pools[0].device
+        machine = Machine(load_device(name), load_profile(name))
+    return replace(machine, engines=(engine,))

@@ -24,7 +24,14 @@ SHOWN = ("p50", "p90", "p99")
 Metrics = tuple[tuple[str, str, dict[str, float]], ...]  # field of an SLO, what people call it, percentiles in seconds
 
 
-def run_plan(spec: Path, output: Path, seed: int, json_output: bool, profile: Path | None = None) -> None:
+def run_plan(
+    spec: Path,
+    output: Path,
+    seed: int,
+    json_output: bool,
+    profile: Path | None = None,
+    engine_profile: Path | None = None,
+) -> None:
     """Plan `spec` and write the plan to `output`; the decision as a table, or the plan itself as JSON on stdout.
 
     `InputError` (exit 2) for wrong input, `NoPlanError` (exit 3) where nothing satisfies the spec; then nothing is
@@ -32,7 +39,7 @@ def run_plan(spec: Path, output: Path, seed: int, json_output: bool, profile: Pa
     """
     refuse_unwritable(output)
     started = time.perf_counter()
-    plan = planned(spec, seed, profile)
+    plan = planned(spec, seed, profile, engine_profile)
     # relative to the plan, so that both may be moved together and the bytes do not depend on the current folder
     folder = os.path.relpath(spec.resolve().parent, output.resolve().parent)
     plan = plan.model_copy(update={"traffic_folder": Path(folder).as_posix()})
@@ -49,17 +56,20 @@ def run_plan(spec: Path, output: Path, seed: int, json_output: bool, profile: Pa
         console.print(f"      capstan export {output} --to vllm -o deploy/", markup=False)
 
 
-def planned(spec: Path, seed: int = 0, profile: Path | None = None) -> Plan:
+def planned(spec: Path, seed: int = 0, profile: Path | None = None, engine_profile: Path | None = None) -> Plan:
     """The plan of a spec file; errors carry the line of the statement they are about.
 
-    `profile`: one that `capstan calibrate` wrote, in the place of the catalogue's for its device.
+    `profile`, `engine_profile`: what `capstan calibrate` wrote, in the place of the catalogue's for its device and
+    its engine.
     """
-    from capstan.commands.machine import machine_of_profile
+    from capstan.commands.machine import machine_of_profile, with_engine
     from planner.plan import make_plan
     from specs.compilable import refuse_uncompilable
 
     loaded = read_spec(spec)
     machine = None if profile is None else machine_of_profile(profile, loaded.spec)
+    if engine_profile is not None:
+        machine = with_engine(machine, engine_profile, loaded.spec)
     with progress_line("planning") as progress, at_its_line(loaded), _uncollected():
         refuse_uncompilable(loaded.spec, loaded.base_dir)
         plan = make_plan(

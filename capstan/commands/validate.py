@@ -111,10 +111,14 @@ def _requests(item: TrafficClass) -> str:
     if item.trace is not None:
         rate = item.trace.rate_per_s
         return f"{item.trace.format} trace, {f'at {rate:g}/s' if rate else 'as recorded'}"
+    if item.sessions is not None:
+        return f"{item.sessions.rate_per_s:g}/s sessions of {item.sessions.turns_mean:g} turns"
     if item.arrivals is None:
         return "-"
-    burst = f", cv {item.arrivals.cv:g}" if item.arrivals.process == "gamma" else ""
-    return f"{item.arrivals.rate_per_s:g}/s {item.arrivals.process}{burst}"
+    swing = f", cv {item.arrivals.cv:g}" if item.arrivals.process == "gamma" else ""
+    if item.arrivals.diurnal is not None:
+        swing = f", peak {item.arrivals.rate_per_s * item.arrivals.diurnal.peak_to_mean:g}/s"
+    return f"{item.arrivals.rate_per_s:g}/s {item.arrivals.process}{swing}"
 
 
 def _length(length: LengthSpec | None) -> str:

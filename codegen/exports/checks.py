@@ -39,6 +39,7 @@ def check_plan(plan: Plan, file: str | None = None) -> tuple[str, ...]:
         if not plan.groups:
             raise InputError("has no replica groups, so there is nothing to export", field="groups")
         _unique_ids(plan)
+        _router(plan)
         for group in plan.groups:
             for rule in GROUP_RULES:
                 rule(plan, group)
@@ -48,6 +49,15 @@ def check_plan(plan: Plan, file: str | None = None) -> tuple[str, ...]:
         error.file = error.file or file
         raise
     return _version_notes(plan)
+
+
+def _router(plan: Plan) -> None:
+    if plan.router not in ("least_outstanding", "round_robin"):
+        raise InputError(
+            f"the exported router, nginx, cannot route by {plan.router}",
+            field="router",
+            expected="least_outstanding or round_robin",
+        )
 
 
 def _broken(rule: str, group: ReplicaGroup, field: str, message: str, expected: str | None = None) -> InputError:

@@ -101,7 +101,12 @@ class Variant:
 
     @property
     def scheduling(self) -> Scheduling:
-        return Scheduling(prefill_policy=self.family.engine.prefill_policy)
+        engine = self.family.engine
+        return Scheduling(
+            prefill_policy=engine.prefill_policy,
+            output_reserve=engine.output_reserve,
+            batch_wait_steps=engine.batch_wait_steps,
+        )
 
 
 def under_limits(times: StepTimes, limits: Limits) -> StepTimes:

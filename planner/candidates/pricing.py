@@ -16,7 +16,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -165,7 +165,7 @@ class Pricer:
                 mask &= np.random.default_rng(_THINNING_SEED).random(len(mask)) < share
             part = whole.select(mask)
             if share > 1.0:
-                part = replace(part, arrival_s=part.arrival_s / share, window_s=part.horizon_s / share)
+                part = part.moved(part.arrival_s / share, part.horizon_s / share)
             self._parts[key] = part
         return self._parts[key]
 
@@ -379,7 +379,7 @@ def busiest_part(workload: Workload, requests: int) -> Workload:
     first = int(starts[np.argmax(tokens[ends[starts]] - tokens[starts])])
     inside = (starts_at := np.arange(len(arrival_s))) >= first
     part = workload.select(inside & (starts_at < ends[first]))
-    return replace(part, arrival_s=part.arrival_s - arrival_s[first], window_s=seconds)
+    return part.moved(part.arrival_s - arrival_s[first], seconds)
 
 
 def ladder(load: float, most_replicas: int) -> list[Rung]:

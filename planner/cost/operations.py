@@ -9,7 +9,7 @@ whole replica and the parts are taken as equal, as engines that route by load ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +50,7 @@ _SCORE_BYTES = 8.0  # of an indexer's score: 32 bits, written and read
 _STATE_BYTES = 4.0  # recurrent state is kept in 32 bit
 # A scan is a chain of small vector operations; no table covers it. A third of the vector peak is a careful guess.
 _SCAN_EFFICIENCY = 1 / 3
+_KERNELS = {"experts": 8}  # of one operation: routing, sorting, two grouped products with scales, activation, gathering
 
 Kind = Literal["gemm", "attention", "experts", "elementwise", "collective", "scan"]
 
@@ -136,6 +137,11 @@ def beyond_launch_s(attention: tuple[Operation, ...], shape: StepShape) -> Float
     launches_s = measure(attention, StepShape(np.ones(1), *[none] * 7)).seconds
     seconds: Floats = np.maximum(measure(attention, shape).seconds - launches_s, 0.0)
     return seconds
+
+
+def step_kernels(every: Iterable[Operation]) -> int:
+    """Kernels that one step launches, near enough: engines fuse and split differently."""
+    return sum(operation.count * _KERNELS.get(operation.kind, 1) for operation in every)
 
 
 def padded(seconds: Floats) -> Floats:

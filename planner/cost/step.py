@@ -15,7 +15,7 @@ import numpy as np
 
 from planner.cost.engine_kernels import engine_s
 from planner.cost.latency import OperatorLatency, latency_of, seen_pairs
-from planner.cost.operations import Operation, StepShape, beyond_launch_s, measure, operations, padded
+from planner.cost.operations import Operation, StepShape, beyond_launch_s, measure, operations, padded, step_kernels
 from planner.cost.pieces import ChunkTable, DecodeTable
 from planner.cost.roofline import Floats
 from planner.cost.step_times import StepTimes
@@ -121,6 +121,7 @@ def step_times(
         decode_window_table=window.table,
         chunk_table=prefill.table,
         prefill_step_s=engine.prefill_step_s,
+        eager_s=engine.eager_launch_s * step_kernels(every),
     )
 
 

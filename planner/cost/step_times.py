@@ -8,10 +8,13 @@ A step computes `n` tokens (prefill chunks and one token per decoding sequence).
       + [any chunk] prefill_step_s
       + sum over chunks of (prefill_launch_s + prefill_pair_s * P + prefill_window_pair_s * Q
                             + prefill_context_token_s * K + chunk_table(new, K))
+      + host_token_s * m
 
 with `r` sampled rows, `b` sequences in the step, `d` of them decoding, C the KV tokens that decodes read in
 full-attention layers (sum of contexts, the new token included), W the same in windowed layers (sum of min(context,
-window)), P the (query, key) pairs of a prompt chunk, Q the pairs inside the window, K the cached tokens before it.
+window)), P the (query, key) pairs of a prompt chunk, Q the pairs inside the window, K the cached tokens before it, m
+the tokens whose keys and values move between device and host. All before m is at least eager_s in a step with chunks.
+Under speculation a decode computes, reads and samples its drafts too: n, r and C count them.
 At a fixed set of decoding sequences the time is linear in C and W between the knots of the tables: that is what lets
 a simulator jump.
 """
@@ -46,6 +49,8 @@ class StepTimes:
     decode_window_table: DecodeTable | None = None  # beyond decode_window_token_s, by (decodes, W)
     chunk_table: ChunkTable | None = None  # beyond the pairs, of every chunk
     prefill_step_s: float = 0.0  # more of a step that holds chunks, however many
+    host_token_s: float = 0.0  # per token moved between device and host
+    eager_s: float = 0.0  # least of a step that holds chunks: its kernels are launched one by one
 
     def step_s(
         self,
@@ -56,6 +61,7 @@ class StepTimes:
         decode_context: int,
         decode_window: int,
         chunks: Sequence[tuple[int, int]],
+        moved_tokens: int = 0,
     ) -> float:
         """Seconds of one step; arguments as in the module's formula, `chunks` as (new tokens, cached tokens) pairs."""
         seconds = self.tokens_s[tokens] + self.sampled_s[sampled] + self.sequence_s * sequences
@@ -65,6 +71,10 @@ class StepTimes:
             seconds += self.prefill_step_s
         for new, cached in chunks:
             seconds += self.chunk_s(new, cached)
+        if chunks and seconds < self.eager_s:
+            seconds = self.eager_s
+        if moved_tokens:
+            seconds += self.host_token_s * moved_tokens
         return seconds
 
     def decode_s(self, decodes: int, context: int, window: int) -> float:

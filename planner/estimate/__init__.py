@@ -4,7 +4,7 @@ from planner.estimate.explain import Part, Phase, explain_point
 from planner.estimate.points import COLUMNS, Deployment, Point, deployment_of
 from planner.estimate.predict import Prediction, predict_point, predict_rows
 from planner.estimate.protocol import Protocol, protocol_of
-from planner.estimate.replica import Latency, simulate_point
+from planner.estimate.replica import Latency, is_mixture, simulate_point
 
 __all__ = [
     "COLUMNS",
@@ -17,6 +17,7 @@ __all__ = [
     "Protocol",
     "deployment_of",
     "explain_point",
+    "is_mixture",
     "predict_point",
     "predict_rows",
     "protocol_of",

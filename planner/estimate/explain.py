@@ -10,7 +10,7 @@ from planner.cost.engine_kernels import engine_s
 from planner.cost.operations import StepShape
 from planner.estimate.points import Deployment, Point
 from planner.estimate.protocol import protocol_of
-from planner.estimate.replica import simulate_point, work_of
+from planner.estimate.replica import is_mixture, simulate_point, work_of
 from specs.profile import EngineProfile
 
 
@@ -44,7 +44,7 @@ def explain_point(point: Point, deployment: Deployment, engine: EngineProfile) -
     What waits is the rest of each: a request for the steps before its own, a further token for the prompts that share
     its steps. Raises `InputError` where the point cannot be predicted.
     """
-    protocol = protocol_of(point.isl, point.osl, point.concurrency, engine.name)
+    protocol = protocol_of(point.isl, point.osl, point.concurrency, engine.name, is_mixture(deployment.architecture))
     latency = simulate_point(point, deployment, engine, protocol)
     prompt = point.isl * (protocol.prompt_low + protocol.prompt_high) / 2
     output = point.osl * (protocol.output_low + protocol.output_high) / 2
@@ -54,13 +54,19 @@ def explain_point(point: Point, deployment: Deployment, engine: EngineProfile) -
     window = deployment.architecture.window_tokens
     decode = StepShape.of(decodes=sequences, keys=prompt + output / 2, window=window)
     prefill = StepShape.of(chunks=1.0, new=prompt)
-    first = (
+    first: tuple[Part, ...] = (
         Part("request to the scheduler", "engine", 0, engine.request_overhead_s + engine.request_serial_s),
         Part("step on the CPU", "engine", 0, engine.step_overhead_s + engine.prefill_step_s),
     )
     further = (Part("step on the CPU", "engine", 0, engine.step_overhead_s + engine.sequence_overhead_s * sequences),)
+    prompts = _operators(deployment, engine, prefill, prefills=True)
+    step_s = sum(part.seconds for part in (first[1], *prompts))
+    kernels = work_of(deployment, engine).kernels
+    behind_s = kernels * engine.eager_launch_s - step_s
+    if behind_s > 0.0:
+        first = (*first, Part("kernels wait for their launch", "engine", kernels, behind_s))
     return (
-        Phase("first token", (*first, *_operators(deployment, engine, prefill, prefills=True)), latency.ttft_s),
+        Phase("first token", (*first, *prompts), latency.ttft_s),
         Phase("further token", (*further, *_operators(deployment, engine, decode, prefills=False)), latency.tpot_s),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from planner.estimate.points import Deployment, Point, deployment_of
 from planner.estimate.protocol import protocol_of
-from planner.estimate.replica import simulate_point
+from planner.estimate.replica import is_mixture, simulate_point
 from specs.catalog import load_engine, load_profile
 from specs.errors import InputError
 
@@ -51,7 +51,9 @@ def predict_point(point: Point) -> Prediction:
     try:
         deployment = deployment_of(point)
         engine = load_engine(deployment.engine).at(deployment.engine_version)
-        protocol = protocol_of(point.isl, point.osl, point.concurrency, engine.name)
+        protocol = protocol_of(
+            point.isl, point.osl, point.concurrency, engine.name, is_mixture(deployment.architecture)
+        )
         latency = simulate_point(point, deployment, engine, protocol)
     except InputError as error:
         return _unpredicted(str(error))

@@ -3,7 +3,8 @@
 `INFERENCEX`: prompt and output uniform in 0.8 to 1 times the target, 10 requests per client, the first of each sent at
 once; means over all (its scripts say so). The client of other sweeps is not published; `SWEEP` is inferred from their
 times: lengths around the target, 8 requests per client. Exactly equal lengths would keep requests in step for ever,
-which measured times contradict; only SGLang's with few clients show it (`IN_STEP`).
+which measured times contradict; only SGLang's with few clients show it (`IN_STEP`), and mixtures of experts come near
+(`NEARLY_EQUAL`): their prompts run as if several clients always sent together.
 """
 
 from __future__ import annotations
@@ -58,13 +59,16 @@ class Protocol:
 INFERENCEX = Protocol(0.8, 1.0, 0.8, 1.0)
 SWEEP = Protocol(0.8, 1.2, 0.85, 1.15, waves=8)
 IN_STEP = Protocol(1.0, 1.0, 1.0, 1.0)
+NEARLY_EQUAL = Protocol(1.0, 1.0, 0.95, 1.05, waves=8)
 # Prompt and output targets of the InferenceX runs.
 INFERENCEX_LENGTHS = ((1024, 1024), (1024, 8192), (8192, 1024))
 _FEW_CLIENTS = 16
 
 
-def protocol_of(isl: int, osl: int, concurrency: int, engine: str) -> Protocol:
-    """The client that measures such a point."""
+def protocol_of(isl: int, osl: int, concurrency: int, engine: str, mixture: bool = False) -> Protocol:
+    """The client that measures such a point of a model; `mixture`: of experts."""
     if (isl, osl) in INFERENCEX_LENGTHS:
         return INFERENCEX
+    if mixture:
+        return NEARLY_EQUAL
     return IN_STEP if engine == "sglang" and concurrency < _FEW_CLIENTS else SWEEP

@@ -143,7 +143,11 @@ def simulate_point(point: Point, deployment: Deployment, engine: EngineProfile, 
     return Latency(ttft, tpot)
 
 
+def is_mixture(architecture: Architecture) -> bool:
+    """Whether any layer is a mixture of experts."""
+    return any(isinstance(layer.mlp, MixtureOfExperts) for layer, _ in architecture.distinct_layers)
+
+
 def _idle_seats(deployment: Deployment, engine: EngineProfile) -> int:
     """Measured of dense models only: their first token waits for a seat where the batch limit equals the clients."""
-    dense = all(not isinstance(layer.mlp, MixtureOfExperts) for layer, _ in deployment.architecture.distinct_layers)
-    return engine.idle_seats if dense else 0
+    return 0 if is_mixture(deployment.architecture) else engine.idle_seats

@@ -28,6 +28,7 @@ class EngineStep:
     _decode_rows: dict[int, _LINEAR] = field(default_factory=dict, init=False)
     _first_chunks: list[float] = field(init=False)
     _chunks: list[list[float]] = field(init=False)
+    _eager_s: float = field(init=False)  # host time of a step that is launched kernel by kernel
 
     def __post_init__(self) -> None:
         factors = self.engine.kernels
@@ -42,6 +43,7 @@ class EngineStep:
         chunks = factors.prefill_attention * self.work.chunk
         self._first_chunks = np.interp(np.arange(self.budget + 1), NEW, chunks[:, 0]).tolist()
         self._chunks = chunks.tolist()
+        self._eager_s = self.work.kernels * self.engine.eager_launch_s
 
     def decode_s(self, sequences: int, keys: float) -> float:
         """A step of `sequences` decodes that see `keys` keys each, and nothing else."""
@@ -74,12 +76,8 @@ class EngineStep:
             seconds += self.attention_s(decodes, keys)
         for new, cached in chunks:
             seconds += self._chunk_s(new, cached)
-        return (
-            seconds
-            + engine.step_overhead_s
-            + engine.prefill_step_s
-            + engine.sequence_overhead_s * (decodes + len(chunks))
-        )
+        seconds += engine.step_overhead_s + engine.sequence_overhead_s * (decodes + len(chunks))
+        return max(seconds + engine.prefill_step_s, self._eager_s)
 
     def _row(self, sequences: int) -> _LINEAR:
         place = min(int(np.searchsorted(SIZES, sequences, side="right")), len(SIZES) - 1) - 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.latency import latency_of
-from planner.cost.operations import Operation, StepShape, beyond_launch_s, operations, padded
+from planner.cost.operations import Operation, StepShape, beyond_launch_s, operations, padded, step_kernels
 from planner.cost.roofline import Floats
 from planner.cost.step import check_layout
 from specs.architecture.model import Architecture
@@ -41,6 +41,11 @@ class LayoutWork:
     rows: dict[str, Floats]
     decode: Floats
     chunk: Floats
+
+    @property
+    def kernels(self) -> int:
+        """Kernels of one step."""
+        return step_kernels(self.operations)
 
 
 def layout_work(

@@ -183,7 +183,7 @@ class _Search:
         """The busiest part of the window, with about so many requests of the declared traffic at most."""
         base = self.problem
         share = min(1.0, most / len(base.declared))
-        key = str((share, [(item.name, item.trace, item.arrivals) for item in spec.traffic]))
+        key = str((share, [(item.name, item.trace, item.arrivals, item.sessions) for item in spec.traffic]))
         if key not in self._workloads:
             self._workloads[key] = declared_workload(
                 spec,
@@ -191,6 +191,7 @@ class _Search:
                 seconds=max(LEAST_S, base.declared.horizon_s * share),
                 seed=base.seed,
                 least_requests=LEAST_REQUESTS if share == 1.0 else 0,
+                coupled=False,
             )
         return self._workloads[key]
 
@@ -441,9 +442,11 @@ def _at_rate(problem: Problem, share: float) -> DeploymentSpec:
             rate = (traffic.trace.rate_per_s or rates[traffic.name]) * share
             changed: dict[str, Any] = {"trace": traffic.trace.model_copy(update={"rate_per_s": rate})}
         elif traffic.arrivals is not None:
-            changed = {
-                "arrivals": traffic.arrivals.model_copy(update={"rate_per_s": traffic.arrivals.rate_per_s * share})
-            }
+            rate = traffic.arrivals.rate_per_s * share
+            changed = {"arrivals": traffic.arrivals.model_copy(update={"rate_per_s": rate})}
+        elif traffic.sessions is not None:
+            rate = traffic.sessions.rate_per_s * share
+            changed = {"sessions": traffic.sessions.model_copy(update={"rate_per_s": rate})}
         else:
             changed = {}
         classes.append(traffic.model_copy(update=changed))
@@ -453,10 +456,10 @@ def _at_rate(problem: Problem, share: float) -> DeploymentSpec:
 def _demand(spec: DeploymentSpec) -> str:
     parts = []
     for traffic in spec.traffic:
-        rate = (traffic.trace.rate_per_s if traffic.trace else None) or (
-            traffic.arrivals.rate_per_s if traffic.arrivals else None
-        )
-        parts.append(f"{traffic.name} {rate:g}/s" if rate else f"{traffic.name} as recorded")
+        source = traffic.trace or traffic.arrivals or traffic.sessions
+        rate = None if source is None else source.rate_per_s
+        what = " sessions" if traffic.sessions is not None else ""
+        parts.append(f"{traffic.name} {rate:g}{what}/s" if rate else f"{traffic.name} as recorded")
     return "traffic: " + ", ".join(parts)
 
 

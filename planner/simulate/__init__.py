@@ -2,10 +2,15 @@
 
 from planner.simulate.closed_loop import ClosedLoop, simulate_closed_loop
 from planner.simulate.declared import BUSIEST_S, LEAST_REQUESTS, declared_workload
+from planner.simulate.declared_loop import DeclaredLoop, declared_closed_loop
+from planner.simulate.faults import Fault
 from planner.simulate.fleet import MAX_EVENTS, simulate_fleet
 from planner.simulate.limits import Requirement, nearest_rank, requirements, slos_of, wilson_interval
+from planner.simulate.links import Handoff, Link
 from planner.simulate.model import FleetGroup, ReplicaModel, Workload
+from planner.simulate.over_time import kv_over_time, queue_over_time
 from planner.simulate.result import (
+    REFUSALS,
     Attainment,
     FleetResult,
     GroupLoad,
@@ -15,18 +20,25 @@ from planner.simulate.result import (
     meets,
 )
 from planner.simulate.steady import Stability, percentile_interval, stability, warm_up
-from planner.simulate.summary import queue_over_time, result_summary
+from planner.simulate.summary import result_summary
+from planner.simulate.tenants import Fairness, fairness
 from planner.simulate.timeline import chrome_trace
 
 __all__ = [
     "BUSIEST_S",
     "LEAST_REQUESTS",
     "MAX_EVENTS",
+    "REFUSALS",
     "Attainment",
     "ClosedLoop",
+    "DeclaredLoop",
+    "Fairness",
+    "Fault",
     "FleetGroup",
     "FleetResult",
     "GroupLoad",
+    "Handoff",
+    "Link",
     "Miss",
     "ReplicaModel",
     "Requirement",
@@ -35,7 +47,10 @@ __all__ = [
     "Workload",
     "attainment",
     "chrome_trace",
+    "declared_closed_loop",
     "declared_workload",
+    "fairness",
+    "kv_over_time",
     "meets",
     "nearest_rank",
     "percentile_interval",

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.simulate.fleet import MAX_EVENTS, Group
+from planner.simulate import native
+from planner.simulate.arrivals import ClosedLoopClients
+from planner.simulate.fleet import MAX_EVENTS, MAX_EVENTS_EXACT
 from planner.simulate.model import FleetGroup, FloatArray, IntArray, ReplicaModel, Workload
-from planner.simulate.record import EventBoundError, Record
+from planner.simulate.run import Conditions, FleetRun
+from specs.plan import Route
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def simulate_closed_loop(
     warmup: int = 0,
     replicas: int = 1,
     exact: bool = False,
-    max_events: int = MAX_EVENTS,
+    max_events: int | None = None,
 ) -> ClosedLoop:
     """Serve the requests in order, `concurrency` of them in flight until they run out.
 
@@ -68,53 +71,20 @@ def simulate_closed_loop(
         raise ValueError(
             f"request {first} of {prompt_tokens[first]} prompt and {output_tokens[first]} output tokens fits no replica"
         )
-    record = Record.of(workload, max_events)
-    clock: list[float] = []
-    group = Group(FleetGroup("all", replicas, model), workload, record, clock, "least_outstanding", exact)
-    clients = _Clients(group, record, concurrency)
-    try:
-        while (now_s := min(clock)) < math.inf:
-            for until_s in (now_s, math.nextafter(now_s, math.inf)):  # what ends now; then what starts now
-                for index, replica in enumerate(group.replicas):
-                    if clock[index] <= now_s:
-                        replica.advance(until_s)
-                clients.send_next()
-        event_bound_hit = False
-    except EventBoundError:
-        event_bound_hit = True
-    sent_s, first_s, finish_s = (
-        np.array(times)[warmup:] for times in (clients.sent_s, record.first_s, record.finish_s)
-    )
-    outputs = output_tokens[warmup:]
-    gaps = np.where(outputs > 1, outputs - 1, np.nan)
+    groups, routes = (FleetGroup("all", replicas, model),), (Route(request_class="all", group="all", share=1.0),)
+    if not exact and native.unsupported(groups, workload) is None:
+        most = MAX_EVENTS if max_events is None else max_events
+        result = native.simulate(groups, routes, workload, max_events=most, clients=concurrency)
+    else:
+        most = MAX_EVENTS_EXACT if max_events is None else max_events
+        clients = ClosedLoopClients(count, concurrency)
+        result = FleetRun(groups, routes, workload, clients, Conditions(), max_events=most).result()
     return ClosedLoop(
-        sent_s=sent_s,
-        ttft_s=first_s - sent_s,
-        tpot_s=(finish_s - first_s) / gaps,
-        e2e_s=finish_s - sent_s,
-        output_tokens=outputs,
-        events=max_events - record.events_left,
-        event_bound_hit=event_bound_hit,
+        sent_s=result.arrivals_s(workload)[warmup:],
+        ttft_s=result.ttft_s[warmup:],
+        tpot_s=result.tpot_s[warmup:],
+        e2e_s=result.e2e_s[warmup:],
+        output_tokens=output_tokens[warmup:],
+        events=result.events,
+        event_bound_hit=result.event_bound_hit,
     )
-
-
-class _Clients:
-    """Send the first requests at 0, and one more for each that ends."""
-
-    def __init__(self, group: Group, record: Record, concurrency: int) -> None:
-        self._group, self._record = group, record
-        self.sent_s = [math.nan] * len(record.prompt)
-        self._sent = self._seen = 0
-        for _ in range(min(concurrency, len(record.prompt))):
-            self._send(0.0)
-
-    def send_next(self) -> None:
-        record = self._record
-        while self._seen < len(record.finished) and self._sent < len(record.prompt):
-            self._send(record.finish_s[record.finished[self._seen]])
-            self._seen += 1
-
-    def _send(self, now_s: float) -> None:
-        self.sent_s[self._sent] = now_s
-        self._group.send(self._sent, now_s)
-        self._sent += 1

@@ -11,6 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specs.deployment import SLO, DeploymentSpec, Metric
 
 SLOs = dict[str, SLO]  # by request class
@@ -58,7 +61,7 @@ def required_count(share: float, requests: int) -> int:
     return math.ceil(share * requests - 1e-9 * max(1, requests))
 
 
-def nearest_rank(sorted_values: Sequence[float], percentile: float) -> float:
+def nearest_rank(sorted_values: Sequence[float] | NDArray[np.float64], percentile: float) -> float:
     """The smallest value that at least `percentile` per cent of the values do not exceed; NaN of no values."""
     if len(sorted_values) == 0:
         return math.nan

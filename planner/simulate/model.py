@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.step_times import StepTimes
-from planner.simulate.lookups import ChunkSeconds, DecodeSeconds, chunk_seconds, decode_seconds
+from planner.simulate.links import Handoff
 from specs.plan import Limits, Scheduling
+from specs.traffic.prefixes import Prefixes as Prefixes
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Prefixes:
-    """What prompts share, as chains of units: equal ids in equal places mean equal tokens from the start up to there.
-
-    Request i has the units `ids[offsets[i] : offsets[i + 1]]`, each of `unit_tokens` tokens. They cover its prompt from
-    the start, and may go on into its output where a later request continues it.
-    """
-
-    unit_tokens: int
-    offsets: IntArray  # shape: requests + 1
-    ids: IntArray
-
-    def __post_init__(self) -> None:
-        if self.unit_tokens < 1 or len(self.offsets) == 0 or self.offsets[0] != 0:
-            raise ValueError("prefixes are units of one token at least, and their offsets begin at 0")
-        if (np.diff(self.offsets) < 0).any() or self.offsets[-1] != len(self.ids):
-            raise ValueError("prefix offsets must ascend to the number of ids")
-
-    def of(self, request: int) -> tuple[int, ...]:
-        """Units of one request, from the start of its prompt."""
-        return tuple(self.ids[self.offsets[request] : self.offsets[request + 1]].tolist())
-
-    def select(self, requests: IntArray) -> Prefixes:
-        """Of these requests, in this order."""
-        lengths = np.diff(self.offsets)[requests]
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Prefixes(self.unit_tokens, offsets, self.ids[np.repeat(self.offsets[requests], lengths) + within])
 
 
 @dataclass(frozen=True)
@@ -117,6 +88,11 @@ class Workload:
         """Mask of the requests of one class."""
         return np.asarray(self.class_index == self.classes.index(name), dtype=np.bool_)
 
+    def moved(self, arrival_s: FloatArray, window_s: float) -> Workload:
+        """The same requests at other moments of another window; deadlines move along."""
+        deadline_s = None if self.deadline_s is None else arrival_s + (self.deadline_s - self.arrival_s)
+        return replace(self, arrival_s=arrival_s, window_s=window_s, deadline_s=deadline_s)
+
     def select(self, mask: NDArray[np.bool_]) -> Workload:
         """The requests under `mask`, same classes, same window. A request whose predecessor is left out has none."""
         chosen = np.flatnonzero(mask)
@@ -148,24 +124,21 @@ class ReplicaModel:
     host_blocks: int = 0  # KV blocks of the host tier
 
     def __post_init__(self) -> None:
-        times, limits = self.times, self.limits
-        if limits.max_num_batched_tokens < self.lane_seqs(0):
-            raise ValueError("max_num_batched_tokens must reach max_num_seqs, or decoding sequences starve")
+        times, limits, speculation = self.times, self.limits, self.scheduling.speculation
+        rows = self.lane_seqs(0) * (1 if speculation is None else 1 + speculation.draft_tokens)
+        drafts = "" if speculation is None else f" x {1 + speculation.draft_tokens} tokens"
+        if limits.max_num_batched_tokens < rows:
+            raise ValueError(f"max_num_batched_tokens must reach max_num_seqs{drafts}, or decoding sequences starve")
         if len(times.tokens_s) <= limits.max_num_batched_tokens:
             raise ValueError(f"tokens_s ends at {len(times.tokens_s) - 1}, below max_num_batched_tokens")
-        if len(times.sampled_s) <= self.lane_seqs(0):
-            raise ValueError(f"sampled_s ends at {len(times.sampled_s) - 1}, below max_num_seqs")
+        if len(times.sampled_s) <= rows:
+            raise ValueError(f"sampled_s ends at {len(times.sampled_s) - 1}, below max_num_seqs{drafts}")
         if times.lanes < 1 or self.num_blocks < times.lanes or self.block_size_tokens < 1:
             raise ValueError(f"{self.num_blocks} blocks cannot be shared by {times.lanes} lanes")
         if min(times.tokens_s[1 : limits.max_num_batched_tokens + 1]) <= 0:
             raise ValueError("a step takes time: tokens_s must be positive from one token on")
         if not self.scheduling.chunked_prefill:
             raise ValueError("only chunked prefill is simulated")
-
-    @cached_property
-    def lookups(self) -> tuple[DecodeSeconds, ChunkSeconds]:
-        """Step times as the fast path reads them; all its lanes share what they found out."""
-        return decode_seconds(self.times), chunk_seconds(self.times)
 
     def lane_seqs(self, lane: int) -> int:
         """Seats of one lane: equal parts, the first lanes take the remainder, at least one each."""
@@ -186,12 +159,23 @@ class ReplicaModel:
 
 @dataclass(frozen=True)
 class FleetGroup:
-    """`replicas` equal replicas behind one router."""
+    """Replicas behind one router. A prefill group hands its requests over after their first token."""
 
     id: str
     replicas: int
     model: ReplicaModel
+    models: tuple[ReplicaModel, ...] | None = None  # one per replica, where they are unlike; `model` is then not used
+    weights: tuple[float, ...] | None = None  # capacity of each replica, by which routers judge its load
+    role: Literal["unified", "prefill", "decode"] = "unified"
+    handoff: Handoff | None = None
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
             raise ValueError(f"group {self.id!r} has {self.replicas} replicas")
+        for name, values in (("models", self.models), ("weights", self.weights)):
+            if values is not None and len(values) != self.replicas:
+                raise ValueError(f"group {self.id!r} has {self.replicas} replicas and {len(values)} {name}")
+        if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):
+            raise ValueError(f"weights of group {self.id!r} must be positive, not {self.weights}")
+        if (self.role == "prefill") != (self.handoff is not None):
+            raise ValueError(f"group {self.id!r}: a prefill group states its handoff, and no other group does")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from planner.simulate.model import Workload
+from planner.simulate.model import Prefixes, Workload
+from specs.service import Sequence
 
 
 class EventBoundError(Exception):
@@ -25,9 +26,19 @@ class Record:
     finished: list[int]  # requests in the order in which they were found finished; the refuter drains it
     horizon_s: float
     events_left: int
+    start_s: list[float]  # start of the first step that holds the request; NaN until then
+    cached: list[int]  # prompt tokens found in the prefix cache at the first admission
+    refused: list[int]  # requests that found too much waiting, in order
+    # what orders of service and caches look at; None where the workload says nothing
+    tenant: list[int] | None = None
+    priority: list[int] | None = None
+    deadline_s: list[float] | None = None
+    predicted: list[int] | None = None
+    prefixes: Prefixes | None = None
+    seed: int = 0  # of what is drawn
 
     @classmethod
-    def of(cls, workload: Workload, max_events: int) -> Record:
+    def of(cls, workload: Workload, max_events: int, seed: int = 0) -> Record:
         count = len(workload)
         return cls(
             prompt=workload.prompt_tokens.tolist(),
@@ -39,6 +50,29 @@ class Record:
             finished=[],
             horizon_s=workload.horizon_s,
             events_left=max_events,
+            start_s=[math.nan] * count,
+            cached=[0] * count,
+            refused=[],
+            tenant=None if workload.tenant_index is None else workload.tenant_index.tolist(),
+            priority=None if workload.priority is None else workload.priority.tolist(),
+            deadline_s=None if workload.deadline_s is None else workload.deadline_s.tolist(),
+            predicted=None if workload.predicted_tokens is None else workload.predicted_tokens.tolist(),
+            prefixes=workload.prefixes,
+            seed=seed,
+        )
+
+    def sequence(self, request: int, *, prefix: bool = False) -> Sequence:
+        """What the rules of service know of a request; with its prefix units where something caches them."""
+        output = self.output[request]
+        return Sequence(
+            request,
+            self.prompt[request],
+            output_tokens=output,
+            tenant=0 if self.tenant is None else self.tenant[request],
+            priority=0 if self.priority is None else self.priority[request],
+            deadline_s=math.inf if self.deadline_s is None else self.deadline_s[request],
+            predicted_tokens=output if self.predicted is None else self.predicted[request],
+            prefix=self.prefixes.of(request) if prefix and self.prefixes is not None else (),
         )
 
 
@@ -63,3 +97,7 @@ class LaneLoad:
     blocks_peak: int = 0
     preemptions: int = 0
     steps: int = 0
+    swaps: int = 0  # of the preemptions: those that kept what was computed, in the host tier
+    moved_tokens: int = 0  # between device and host
+    looked_up_tokens: int = 0  # prompt tokens of first admissions
+    hit_tokens: int = 0  # of these, found in the prefix cache

@@ -25,9 +25,12 @@ class _Watch:
 class Refuter:
     """Watches a `Record`. It only ever ends runs whose full length would be refuted too."""
 
-    def __init__(self, workload: Workload, slos: Mapping[str, SLO], record: Record) -> None:
+    def __init__(
+        self, workload: Workload, slos: Mapping[str, SLO], record: Record, arrival_s: list[float] | None = None
+    ) -> None:
+        """`arrival_s`: actual arrivals, infinity until they are known; those of the workload where there is none."""
         self._record = record
-        self._arrival = workload.arrival_s.tolist()
+        self._arrival: list[float] = workload.arrival_s.tolist() if arrival_s is None else arrival_s
         self._class_index = workload.class_index.tolist()
         self._by_class: list[list[_Watch]] = [[] for _ in workload.classes]
         for name, slo in slos.items():

@@ -14,6 +14,8 @@ from specs.deployment import SLO, Metric
 
 BoolArray = NDArray[np.bool_]
 SATURATED = 0.05
+# Why a request was refused, by `FleetResult.refusal`; index 0: it was not.
+REFUSALS = ("", "too long", "larger than the KV cache", "queue full", "session ended", "no replica up")
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,29 @@ class GroupLoad:
     output_tokens: int
     prompt_tokens_per_s: float  # served inside the arrival window
     output_tokens_per_s: float
+    looked_up_tokens: int = 0  # prompt tokens of first admissions
+    hit_tokens: int = 0  # of these, found in the prefix cache
+    moved_tokens: int = 0  # between device and host
+    swaps: int = 0  # preemptions that kept what was computed, in host memory; `preemptions` counts all
+    lost: int = 0  # requests that were on a replica when it failed
+
+
+@dataclass(frozen=True)
+class LinkLoad:
+    """What one link between prefill and decode replicas carried."""
+
+    name: str
+    busy_s: float  # inside the arrival window
+    transfers: int
+    moved_bytes: float
 
 
 @dataclass(frozen=True)
 class FleetResult:
-    """Arrays by request, in the order of the workload; NaN where a request was refused or did not finish."""
+    """Arrays by request, in the order of the workload; NaN where a request was refused or did not finish.
+
+    Optional arrays are None where a run does not gather them.
+    """
 
     ttft_s: FloatArray
     tpot_s: FloatArray  # NaN for one output token too
@@ -52,6 +72,13 @@ class FleetResult:
     event_bound_hit: bool
     refuted_early: str | None  # the limit that ended the run; arrays are then partial
     waiting: tuple[int, int]  # requests without a first token after a tenth and at the end of the arrival window
+    arrival_s: FloatArray | None = None  # actual arrivals, which latencies count from; None: those of the workload
+    start_s: FloatArray | None = None  # start of the first step that holds the request; NaN: never
+    cached_tokens: IntArray | None = None  # prompt tokens found in the prefix cache at the first admission
+    refusal: IntArray | None = None  # index into `REFUSALS`
+    links: tuple[LinkLoad, ...] = ()
+    decode_group_index: IntArray | None = None  # where a handed-over request decodes; -1: not handed over
+    decode_replica_index: IntArray | None = None
 
     @property
     def saturated(self) -> bool:
@@ -62,6 +89,15 @@ class FleetResult:
         """
         early, end = self.waiting
         return end >= max(10, SATURATED * len(self.ttft_s)) and end >= 3 * early
+
+    def arrivals_s(self, workload: Workload) -> FloatArray:
+        """When each request arrived: a turn of a session after its predecessor, others as the workload says."""
+        return workload.arrival_s if self.arrival_s is None else self.arrival_s
+
+    def starts_s(self, workload: Workload) -> FloatArray:
+        """When the first step that holds each request started; its first token where that is not known."""
+        first_s = self.arrivals_s(workload) + self.ttft_s
+        return first_s if self.start_s is None else np.where(np.isnan(self.start_s), first_s, self.start_s)
 
     def metric_s(self, metric: Metric) -> FloatArray:
         return {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}[metric]
@@ -78,7 +114,7 @@ class FleetResult:
         values = self.metric_s(metric)
         chosen = self.judged(metric, np.ones(len(values), dtype=np.bool_) if mask is None else mask)
         ordered = np.sort(np.nan_to_num(values[chosen], nan=np.inf))
-        return nearest_rank(ordered, percentile)  # type: ignore[arg-type]
+        return nearest_rank(ordered, percentile)
 
     def judged(self, metric: Metric, mask: BoolArray) -> BoolArray:
         """The requests under `mask` that a percentile is over."""
@@ -141,14 +177,23 @@ class Verdict:
 
 def attainment(result: FleetResult, workload: Workload, name: str, slo: SLO) -> Attainment:
     """Share of the requests of class `name` that meet all stated limits (each of them, percentiles set aside)."""
-    mask = workload.of_class(name)
-    good = mask.copy()
-    for requirement in requirements(slo):
-        for metric, limit_s in requirement.thresholds:
-            good &= result.within(metric, limit_s)
-    successes, requests = int(good.sum()), int(mask.sum())
+    good, promised = good_requests(result, workload, {name: slo})
+    successes, requests = int(good.sum()), int(promised.sum())
     low, high = wilson_interval(successes, requests)
     return Attainment(successes / requests if requests else 1.0, low, high, requests)
+
+
+def good_requests(result: FleetResult, workload: Workload, slos: Mapping[str, SLO]) -> tuple[BoolArray, BoolArray]:
+    """Masks of the requests that meet every limit of their class, and of those whose class states any."""
+    good, promised = (np.zeros(len(workload), dtype=np.bool_) for _ in range(2))
+    for name, slo in slos.items():
+        own = workload.of_class(name)
+        promised |= own
+        for requirement in requirements(slo):
+            for metric, limit_s in requirement.thresholds:
+                own = own & result.within(metric, limit_s)
+        good |= own
+    return good, promised
 
 
 def meets(result: FleetResult, workload: Workload, slos: Mapping[str, SLO]) -> Verdict:

@@ -17,6 +17,10 @@ class Stages:
         """When the first stage takes the next batch."""
         return self._free_s[0]
 
+    def clear(self) -> None:
+        """What is in the stages is lost: all are free."""
+        self._free_s = [0.0] * len(self._free_s)
+
     def run(self, start_s: float, seconds: float) -> float:
         """A step of `seconds` enters at `start_s` (not before `entry_s`); returns when it leaves the last stage.
 

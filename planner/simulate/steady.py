@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,16 +28,30 @@ def percentile_interval(values: FloatArray, percentile: float) -> tuple[float, f
     20 (or 10) batches of consecutive ones, whose own percentiles nearly are. None where the values are too few, or
     where a batch's percentile falls on a request that did not finish (infinity).
     """
-    for batches, quantile in BATCHES:
-        if len(values) // batches * (1.0 - percentile / 100.0) < _BEYOND:
+    return percentile_intervals(values, (percentile,))[0]
+
+
+def percentile_intervals(values: FloatArray, percentiles: Sequence[float]) -> list[tuple[float, float] | None]:
+    """`percentile_interval` of several percentiles of the same values."""
+    whole = np.sort(values)
+    cut: dict[int, list[FloatArray]] = {}
+    found: list[tuple[float, float] | None] = []
+    for percentile in percentiles:
+        fits = (item for item in BATCHES if len(values) // item[0] * (1.0 - percentile / 100.0) >= _BEYOND)
+        batches, quantile = next(fits, (0, 0.0))
+        if not batches:
+            found.append(None)
             continue
-        means = [nearest_rank(np.sort(part).tolist(), percentile) for part in np.array_split(values, batches)]
-        centre = nearest_rank(np.sort(values).tolist(), percentile)
+        if batches not in cut:
+            cut[batches] = [np.sort(part) for part in np.array_split(values, batches)]
+        means = [nearest_rank(part, percentile) for part in cut[batches]]
+        centre = nearest_rank(whole, percentile)
         if not np.isfinite([*means, centre]).all():
-            return None
+            found.append(None)
+            continue
         half = quantile * float(np.std(means, ddof=1)) / math.sqrt(batches)
-        return max(0.0, centre - half), centre + half
-    return None
+        found.append((max(0.0, centre - half), centre + half))
+    return found
 
 
 def warm_up(values: FloatArray) -> int | None:

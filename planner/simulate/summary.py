@@ -1,20 +1,20 @@
-"""What a run came to, as plain JSON types."""
+"""What a run came to, as plain JSON types. `docs/simulate-json.md` says what each field means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from planner.simulate.model import Workload
-from planner.simulate.result import FleetResult, GroupLoad, attainment, meets
-from planner.simulate.steady import percentile_interval, stability, warm_up
-from specs.deployment import SLO, Metric
-
-METRICS: tuple[Metric, ...] = ("ttft", "tpot", "e2e")
-PERCENTILES = (50.0, 90.0, 95.0, 99.0)
-_QUEUE_POINTS = 60
+from planner.simulate.limits import nearest_rank
+from planner.simulate.model import FleetGroup, Workload
+from planner.simulate.over_time import decode_places, kv_over_time, queue_over_time
+from planner.simulate.percentiles import PERCENTILES, percentile_table
+from planner.simulate.result import REFUSALS, FleetResult, GroupLoad, LinkLoad, attainment, meets
+from planner.simulate.steady import stability, warm_up
+from planner.simulate.tenants import fairness, fairness_row, tenant_rows
+from specs.deployment import SLO
 
 
 def result_summary(
@@ -22,47 +22,46 @@ def result_summary(
     workload: Workload,
     slos: Mapping[str, SLO] | None = None,
     percentiles: tuple[float, ...] = PERCENTILES,
+    groups: Sequence[FleetGroup] = (),
 ) -> dict[str, Any]:
-    """Percentiles in seconds by class with their intervals, attainment, load by group, the queue, and how it ended."""
+    """Latencies, attainment and load by class, tenant and group, levels over time, and how the run ended.
+
+    `groups`: what was simulated; without them there is no KV cache over time.
+    """
     slos = slos or {}
-    verdict, steadiness = meets(result, workload, slos), stability(result, workload)
-    text = str(verdict)
-    if steadiness == "saturated":
-        share = result.waiting[1] / len(workload)
-        text = f"saturated: at the end of the window {share:.0%} of its requests still wait for a first token; {text}"
-    elif steadiness == "too short to tell" and verdict.holds:
-        text = f"{text}; the window is too short to tell whether it stays so"
     return {
         "classes": [_class(result, workload, name, slos.get(name), percentiles) for name in workload.classes],
-        "groups": [_group(load, result.horizon_s or 1.0) for load in result.groups],
+        "tenants": tenant_rows(result, workload, slos, percentiles),
+        "fairness": fairness_row(fairness(result, workload)),
+        "sessions": _sessions(result, workload, percentiles),
+        "groups": [_group(result, workload, index) for index in range(len(result.groups))],
+        "links": [_link(link, result) for link in result.links],
+        "refused": _refused(result),
         "queue": queue_over_time(result, workload),
+        "kv": kv_over_time(result, workload, groups),
         "warm_up_s": _warm_up_s(result, workload),
         "window_s": result.horizon_s,
         "end_s": result.end_s,
-        "verdict": {
-            "holds": verdict.holds and not result.saturated,
-            "saturated": result.saturated,
-            "stability": steadiness,
-            "text": text,
-        },
+        "verdict": _verdict(result, workload, slos),
         "events": result.events,
         "event_bound_hit": result.event_bound_hit,
         "refuted_early": result.refuted_early,
     }
 
 
-def queue_over_time(result: FleetResult, workload: Workload, points: int = _QUEUE_POINTS) -> dict[str, list[float]]:
-    """Requests without a first token (`waiting`) and between first and last one (`decoding`), at moments of the run."""
-    times_s = np.linspace(0.0, max(result.horizon_s, result.end_s), points + 1)
-    served = ~np.isnan(result.e2e_s)
-    arrived = np.sort(workload.arrival_s[served])
-    begun = np.sort((workload.arrival_s + result.ttft_s)[served])
-    done = np.sort((workload.arrival_s + result.e2e_s)[served])
-    arrivals, begins, ends = (np.searchsorted(moments, times_s, side="right") for moments in (arrived, begun, done))
+def _verdict(result: FleetResult, workload: Workload, slos: Mapping[str, SLO]) -> dict[str, Any]:
+    verdict, steadiness = meets(result, workload, slos), stability(result, workload)
+    text = str(verdict) if slos or not verdict.holds else "no objectives are declared"
+    if steadiness == "saturated":
+        share = result.waiting[1] / len(workload)
+        text = f"saturated: at the end of the window {share:.0%} of its requests still wait for a first token; {text}"
+    elif steadiness == "too short to tell" and verdict.holds:
+        text = f"{text}; the window is too short to tell whether it stays so"
     return {
-        "time_s": times_s.tolist(),
-        "waiting": (arrivals - begins).tolist(),
-        "decoding": (begins - ends).tolist(),
+        "holds": verdict.holds and not result.saturated,
+        "saturated": result.saturated,
+        "stability": steadiness,
+        "text": text,
     }
 
 
@@ -74,12 +73,8 @@ def _class(
         "class": name,
         "requests": int(mask.sum()),
         "rejected": int(result.rejected[mask].sum()),
+        **percentile_table(result, workload, mask, percentiles),
     }
-    for metric in METRICS:
-        values = {f"p{rank:g}": result.percentile_s(metric, rank, mask) for rank in percentiles}
-        entry[f"{metric}_s"] = {key: value if np.isfinite(value) else None for key, value in values.items()}
-        ordered = np.nan_to_num(result.metric_s(metric)[result.judged(metric, mask)], nan=np.inf)
-        entry[f"{metric}_interval_s"] = {f"p{rank:g}": percentile_interval(ordered, rank) for rank in percentiles}
     if slo is not None:
         met = attainment(result, workload, name, slo)
         entry["attainment"] = {"share": met.share, "low": met.low, "high": met.high}
@@ -87,20 +82,93 @@ def _class(
     return entry
 
 
-def _group(load: GroupLoad, horizon_s: float) -> dict[str, Any]:
+def _group(result: FleetResult, workload: Workload, index: int) -> dict[str, Any]:
+    load: GroupLoad = result.groups[index]
+    horizon_s = result.horizon_s or 1.0
+    tokens = _tokens_by_replica(result, workload, index)
     return {
         "group": load.group,
+        "requests": load.requests,
         "utilisation": [busy / horizon_s for busy in load.busy_s],
+        "tokens_by_replica": tokens,
+        "imbalance": max(tokens) * len(tokens) / sum(tokens) if sum(tokens) else None,
         "running_peak": load.running_peak,
         "kv_occupancy_peak": load.blocks_peak / load.num_blocks,
         "preemptions": load.preemptions,
+        "preemptions_by_swap": load.swaps,
+        "lost_to_failures": load.lost,
+        "prefix_hit_rate": load.hit_tokens / load.looked_up_tokens if load.looked_up_tokens else None,
+        "prefix_hit_tokens": load.hit_tokens,
+        "moved_tokens": load.moved_tokens,
         "prompt_tokens_per_s": load.prompt_tokens_per_s,
         "output_tokens_per_s": load.output_tokens_per_s,
     }
 
 
+def _tokens_by_replica(result: FleetResult, workload: Workload, index: int) -> list[int]:
+    """Tokens of the finished requests by replica: prompts where they were computed, outputs where they were decoded."""
+    done = ~np.isnan(result.e2e_s)
+    group_of, replica_of = decode_places(result)
+    replicas = len(result.groups[index].busy_s)
+    tokens = np.zeros(replicas)
+    for groups, places, counted in (
+        (result.group_index, result.replica_index, workload.prompt_tokens),
+        (group_of, replica_of, workload.output_tokens),
+    ):
+        own = done & (groups == index)
+        tokens += np.bincount(places[own], weights=counted[own], minlength=replicas)
+    return [int(count) for count in tokens]
+
+
+def _link(link: LinkLoad, result: FleetResult) -> dict[str, Any]:
+    return {
+        "link": link.name,
+        "utilisation": link.busy_s / (result.horizon_s or 1.0),
+        "transfers": link.transfers,
+        "moved_bytes": link.moved_bytes,
+    }
+
+
+def _refused(result: FleetResult) -> dict[str, int]:
+    """Refused requests by reason; empty where nothing was refused."""
+    if result.refusal is None:
+        count = int(result.rejected.sum())
+        return {"never fits": count} if count else {}
+    counts = np.bincount(result.refusal, minlength=len(REFUSALS)).tolist()
+    return {reason: count for reason, count in zip(REFUSALS, counts, strict=True) if reason and count}
+
+
+def _sessions(result: FleetResult, workload: Workload, percentiles: tuple[float, ...]) -> dict[str, Any] | None:
+    """Whole sessions of the classes that have any of several turns, from the first arrival to the last token.
+
+    A session with a request that did not finish never ends.
+    """
+    if workload.session is None or len(workload) == 0:
+        return None
+    _, number, turns = np.unique(workload.session, return_inverse=True, return_counts=True)
+    classes = np.unique(workload.class_index[turns[number] > 1])
+    own = np.isin(workload.class_index, classes)
+    if not own.any():
+        return None
+    arrival_s = result.arrivals_s(workload)
+    begin_s, end_s = np.full(len(turns), np.inf), np.full(len(turns), -np.inf)
+    np.minimum.at(begin_s, number, np.nan_to_num(arrival_s, nan=np.inf))
+    np.maximum.at(end_s, number, np.nan_to_num(arrival_s + result.e2e_s, nan=np.inf))
+    chosen = np.unique(number[own])
+    whole_s = np.sort(np.where(np.isinf(end_s), np.inf, end_s - begin_s)[chosen])
+    values = {f"p{rank:g}": nearest_rank(whole_s, rank) for rank in percentiles}
+    return {
+        "sessions": len(chosen),
+        "turns_mean": float(turns[chosen].mean()),
+        "unfinished": int(np.isinf(whole_s).sum()),
+        "seconds": {key: value if np.isfinite(value) else None for key, value in values.items()},
+    }
+
+
 def _warm_up_s(result: FleetResult, workload: Workload) -> float | None:
     """Arrival of the first request after the start from empty replicas, told by TTFT; None: no steady part seen."""
-    served = ~np.isnan(result.ttft_s)
+    arrival_s = result.arrivals_s(workload)
+    order = np.argsort(arrival_s, kind="stable")
+    served = order[~np.isnan(result.ttft_s[order])]
     cut = warm_up(result.ttft_s[served])
-    return None if cut is None else float(workload.arrival_s[served][cut])
+    return None if cut is None else float(arrival_s[served][cut])

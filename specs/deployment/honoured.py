@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from specs.deployment.models import DeploymentSpec, HardwareSpec, HistogramLength, ModelSpec, TrafficClass
+from specs.deployment.models import DeploymentSpec, HardwareSpec, ModelSpec, TrafficClass
 from specs.errors import NotHonouredError
 
 Statement = tuple[str, str]  # path of the field, why it is refused
 
 
-def refuse_unhonoured(spec: DeploymentSpec, lines: Mapping[str, int] | None = None, file: str | None = None) -> None:
+def refuse_unhonoured(
+    spec: DeploymentSpec,
+    lines: Mapping[str, int] | None = None,
+    file: str | None = None,
+    *,
+    planning: bool = True,
+) -> None:
     """Raise one `NotHonouredError` that names every statement of `spec` that this version does not honour.
 
-    `lines` maps paths of fields to lines of `file`, where the spec came from one.
+    `lines` maps paths of fields to lines of `file`, where the spec came from one. Not `planning`, the spec is that of a
+    plan to be simulated, and what only planning does not honour is accepted.
     """
-    refused = unhonoured_statements(spec)
+    refused = unhonoured_statements(spec, planning=planning)
     if not refused:
         return
     rows = []
@@ -28,17 +35,19 @@ def refuse_unhonoured(spec: DeploymentSpec, lines: Mapping[str, int] | None = No
     raise NotHonouredError(message + "\n".join(rows), file=file, line=first if one else None)
 
 
-def unhonoured_statements(spec: DeploymentSpec) -> tuple[Statement, ...]:
+def unhonoured_statements(spec: DeploymentSpec, *, planning: bool = True) -> tuple[Statement, ...]:
     """(path, reason) of every declared statement without effect in this version, in the order of the document."""
-    return tuple(_statements(spec))
+    return tuple(_statements(spec, planning))
 
 
-def _statements(spec: DeploymentSpec) -> Iterator[Statement]:
+def _statements(spec: DeploymentSpec, planning: bool) -> Iterator[Statement]:
     for name, model in spec.models.items():
         yield from _of_model(f"models.{name}", model)
     yield from _of_hardware(spec.hardware)
     for index, item in enumerate(spec.traffic):
         yield from _of_class(f"traffic[{index}]", item)
+        if planning:
+            yield from _of_class_in_planning(f"traffic[{index}]", item)
     if str(spec.objective) not in ("minimise cost", "minimise gpus"):
         yield "objective", f"{spec.objective}: plans minimise cost or gpus"
     if spec.limits.survive_node_failures:
@@ -75,20 +84,17 @@ def _of_hardware(hardware: HardwareSpec) -> Iterator[Statement]:
 
 
 def _of_class(path: str, item: TrafficClass) -> Iterator[Statement]:
-    if item.sessions is not None:
-        yield f"{path}.sessions", "multi-turn sessions are not modelled; trace and arrivals are"
-    if item.closed_loop is not None:
-        yield f"{path}.closed_loop", "closed loops are not modelled; trace and arrivals are"
-    for field, length in (("prompt_tokens", item.prompt_tokens), ("output_tokens", item.output_tokens)):
-        if isinstance(length, HistogramLength) and length.source != "csv":
-            yield f"{path}.{field}", f"histograms are read from csv, not {length.source}"
-    if item.shared_prefix is not None:
-        yield f"{path}.shared_prefix", "prefix caching is not modelled"
-    if item.slo is None:
-        yield path, f"class {item.name!r} has no slo: plans are made for latency limits"
-    if item.priority != "normal":
-        yield f"{path}.priority", "requests are served first come, first served"
     if item.window is not None:
         yield f"{path}.window", "traffic is planned for the whole day"
     if item.throughput is not None:
         yield f"{path}.throughput", "throughput is not a limit; state a rate and an slo"
+
+
+def _of_class_in_planning(path: str, item: TrafficClass) -> Iterator[Statement]:
+    """What `capstan simulate` honours in a plan's spec, and planning does not decide yet."""
+    if item.closed_loop is not None:
+        yield f"{path}.closed_loop", "a closed loop has no rate to plan for; state trace, arrivals or sessions"
+    if item.slo is None:
+        yield path, f"class {item.name!r} has no slo: plans are made for latency limits"
+    if item.priority != "normal":
+        yield f"{path}.priority", "planned replicas serve requests first come, first served"

@@ -155,34 +155,51 @@ class TraceSpec(Frozen):
     rate_per_s: PositiveFloat | None = None
 
 
+class DiurnalSpec(Frozen):
+    """How the rate of a diurnal process swings: a cosine around the mean, `peak_at_s` into every period the highest."""
+
+    peak_to_mean: Annotated[float, Field(ge=1, le=2)]
+    period_s: PositiveFloat = 86_400.0
+    peak_at_s: NonNegativeFloat = 43_200.0
+
+
 class ArrivalSpec(Frozen):
-    """Drawn arrivals. `cv` is the coefficient of variation of the gaps (1 is Poisson, 0 constant)."""
+    """Drawn arrivals. `cv` is the coefficient of variation of the gaps (1 is Poisson, 0 constant).
+
+    A `diurnal` process is Poisson with a rate that swings; `rate_per_s` is its mean over a period.
+    """
 
     rate_per_s: PositiveFloat
-    process: Literal["poisson", "gamma", "constant"] = "poisson"
+    process: Literal["poisson", "gamma", "constant", "diurnal"] = "poisson"
     cv: NonNegativeFloat = 1.0
+    diurnal: DiurnalSpec | None = None  # of a diurnal process
 
 
 class SessionSpec(Frozen):
-    """Conversations: a turn starts `think_time` after the previous answer."""
+    """Conversations: a turn starts `think_time` after the previous answer. Starts are Poisson, turns geometric, think
+    times exponential. With `growing_context` a prompt is the previous prompt, its answer and new tokens."""
 
     rate_per_s: PositiveFloat
-    turns_mean: PositiveFloat
+    turns_mean: Annotated[float, Field(ge=1)]
     think_time_mean_s: NonNegativeFloat = 0.0
     growing_context: bool = False
 
 
 class ClosedLoopSpec(Frozen):
-    """So many requests are always in flight."""
+    """So many requests are always in flight, until `requests` are served; the first `warmup` of them do not count."""
 
     concurrency: PositiveInt
+    requests: PositiveInt | None = None  # beside the warm-up; None: ten for each in flight
+    warmup: NonNegativeInt = 0
 
 
 class SharedPrefixSpec(Frozen):
-    """Prompts of one of `groups` groups begin with the same `tokens` tokens."""
+    """Prompts of one of `groups` groups begin with the same `tokens` tokens. Group k of 0, 1, ... is asked for in
+    proportion to (k + 1) ** -skew: 0 is alike, 1 is Zipf's law."""
 
     tokens: PositiveInt
     groups: PositiveInt = 1
+    skew: NonNegativeFloat = 0.0
 
 
 class ThroughputSpec(Frozen):
@@ -226,6 +243,7 @@ class TrafficClass(Frozen):
     shared_prefix: SharedPrefixSpec | None = None
     slo: SLO | None = None
     priority: Literal["high", "normal", "low"] = "normal"
+    tenant: str | None = None  # None: the class by itself
     window: TimeWindow | None = None
     throughput: ThroughputSpec | None = None
 

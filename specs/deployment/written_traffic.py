@@ -213,7 +213,7 @@ SLO = Record(
 
 def _finish_arrivals(values: dict[str, Any], at: Place) -> None:
     process, cv = values.get("process", "poisson"), values.get("cv")
-    fixed = {"poisson": 1.0, "constant": 0.0}.get(process)
+    fixed = {"poisson": 1.0, "diurnal": 1.0, "constant": 0.0}.get(process)
     if fixed is None and cv is None:
         raise at.error("a gamma process needs cv, the coefficient of variation of its gaps", "cv: 4")
     if fixed is None and not cv:
@@ -221,6 +221,22 @@ def _finish_arrivals(values: dict[str, Any], at: Place) -> None:
     if fixed is not None and cv is not None and cv != fixed:
         raise at.error(f"a {process} process has cv {fixed:g}", "process: gamma", field="cv")
     values["cv"] = cv if fixed is None else fixed
+    _finish_diurnal(values, process, at)
+
+
+def _finish_diurnal(values: dict[str, Any], process: str, at: Place) -> None:
+    names = {"peak_to_mean": "peak_to_mean", "period_s": "period", "peak_at_s": "peak_at"}
+    stated = {name: values.pop(name) for name in names if name in values}
+    if process != "diurnal":
+        for name in stated:
+            raise at.error(f"a {process} process has the same rate all day", "process: diurnal", field=names[name])
+        return
+    if "peak_to_mean" not in stated:
+        raise at.error("a diurnal process needs peak_to_mean, its highest rate over the mean one", "peak_to_mean: 1.8")
+    period_s = stated.setdefault("period_s", 86_400.0)
+    if stated.setdefault("peak_at_s", period_s / 2) >= period_s:
+        raise at.error(f"lies not within a period of {period_s:g} s", "a shorter time", field="peak_at")
+    values["diurnal"] = m.DiurnalSpec(**stated)
 
 
 ARRIVALS = ByKind(
@@ -229,8 +245,11 @@ ARRIVALS = ByKind(
         m.ArrivalSpec,
         {
             "rate": Field(RATE, "mean requests per time", "rate_per_s", required=True),
-            "process": Field(OneOf(("poisson", "gamma", "constant")), "how gaps vary (default poisson)"),
+            "process": Field(OneOf(("poisson", "gamma", "constant", "diurnal")), "how gaps vary (default poisson)"),
             "cv": Field(Real(0, 100), "coefficient of variation of the gaps: above 1 is bursty"),
+            "peak_to_mean": Field(Real(1, 2), "diurnal: the highest rate over the mean one; in between a cosine"),
+            "period": Field(LIMIT, "diurnal: from peak to peak (default 24h)", "period_s"),
+            "peak_at": Field(DURATION, "diurnal: the peak's place in the period (default the middle)", "peak_at_s"),
         },
         _finish_arrivals,
     ),
@@ -248,7 +267,8 @@ TRACE = Record(
         "file": Field(Text("a file beside the spec"), "recorded requests; .gz is read too", required=True),
         "format": Field(
             OneOf(("azure", "burstgpt", "mooncake", "sharegpt", "csv")),
-            "csv (default): arrival_s,prompt_tokens,output_tokens",
+            "csv (default): arrival_s,prompt_tokens,output_tokens and, if known, tenant, priority, session, prefix and "
+            "prefix_tokens",
         ),
         "rate": Field(RATE, "rescale time to this mean rate (default: as recorded)", "rate_per_s"),
     },
@@ -257,18 +277,29 @@ TRACE = Record(
 SESSIONS = Record(
     m.SessionSpec,
     {
-        "rate": Field(RATE, "new conversations per time", "rate_per_s", required=True),
-        "turns": Field(MeanOf(Real(1, 10_000)), "turns of one conversation", "turns_mean", required=True),
-        "think_time": Field(MeanOf(DURATION), "between an answer and the next turn", "think_time_mean_s"),
-        "growing_context": Field(Flag(), "a turn's prompt holds all turns before it"),
+        "rate": Field(RATE, "new conversations per time (Poisson)", "rate_per_s", required=True),
+        "turns": Field(MeanOf(Real(1, 10_000)), "turns of one conversation (geometric)", "turns_mean", required=True),
+        "think_time": Field(MeanOf(DURATION), "between an answer and the next turn (exponential)", "think_time_mean_s"),
+        "growing_context": Field(
+            Flag(),
+            "a turn's prompt is the prompt before, its answer, and `prompt_tokens` more, until `max_context` is full",
+        ),
     },
 )
-CLOSED_LOOP = Record(m.ClosedLoopSpec, {"concurrency": Field(Count(), "requests always in flight", required=True)})
+CLOSED_LOOP = Record(
+    m.ClosedLoopSpec,
+    {
+        "concurrency": Field(Count(), "requests always in flight", required=True),
+        "requests": Field(Count(), "how many are served (default: ten for each in flight)"),
+        "warmup": Field(Count(low=0), "how many are served before these and do not count (default 0)"),
+    },
+)
 SHARED_PREFIX = Record(
     m.SharedPrefixSpec,
     {
-        "tokens": Field(TOKENS, "tokens that prompts of a group share", required=True),
+        "tokens": Field(TOKENS, "tokens of the prompt that prompts of a group share", required=True),
         "groups": Field(Count(), "groups (default 1)"),
+        "skew": Field(Real(0, 10), "how unlike groups are: 0 (default) alike, 1 Zipf's law"),
     },
 )
 THROUGHPUT = Record(
@@ -305,6 +336,20 @@ def _finish_class(values: dict[str, Any], at: Place) -> None:
             raise at.error("the trace already holds the lengths", f"no {field} beside trace", field=field)
         if stated != ["trace"] and field not in values:
             raise at.error(f"{field!r} is missing", f"{field}: {Length.says}")
+    if "shared_prefix" in values and stated == ["closed_loop"]:
+        raise at.error("a closed loop sends prompts that share nothing", "arrivals or sessions", field="shared_prefix")
+    longest = _longest(values.get("prompt_tokens"))
+    if "shared_prefix" in values and longest is not None and values["shared_prefix"].tokens > longest:
+        message = f"{values['shared_prefix'].tokens} tokens are more than the longest prompt has ({longest})"
+        raise at.error(message, f"at most {longest}", field="shared_prefix.tokens")
+
+
+def _longest(length: Any) -> int | None:
+    """The most tokens that a stated length can have, where that is known."""
+    for name in ("tokens", "high_tokens", "max_tokens"):
+        if (most := getattr(length, name, None)) is not None:
+            return int(most)
+    return None
 
 
 CLASS = Record(
@@ -321,6 +366,7 @@ CLASS = Record(
         "shared_prefix": Field(SHARED_PREFIX, "prompts that begin alike"),
         "slo": Field(SLO, "latency limits: percentiles, or joint limits with an attainment"),
         "priority": Field(OneOf(("high", "normal", "low")), "who goes first (default normal)"),
+        "tenant": Field(Name(), "who asks, for fairness between tenants (default: the class by itself)"),
         "window": Field(WINDOW, "only in this part of the day"),
         "throughput": Field(THROUGHPUT, "tokens per second, prompt and output"),
     },

@@ -10,6 +10,7 @@ from specs.service.block_manager import blocks_for
 class Rejection(StrEnum):
     TOO_LONG = "prompt and output exceed max_model_len"
     TOO_LARGE_FOR_CACHE = "prompt and output exceed the KV cache"
+    QUEUE_FULL = "too many tokens wait already"
 
 
 def may_ever_run(

@@ -50,6 +50,37 @@ def constant_arrivals(rate_per_s: float, seconds: float) -> NDArray[np.float64]:
     return np.arange(count, dtype=np.float64) / rate_per_s
 
 
+def diurnal_rate(
+    times_s: NDArray[np.float64], rate_per_s: float, peak_to_mean: float, period_s: float, peak_at_s: float
+) -> NDArray[np.float64]:
+    """Arrivals per second at these moments: one cosine a period around the mean, highest at `peak_at_s`."""
+    swing = (peak_to_mean - 1.0) * np.cos(2.0 * np.pi * (times_s - peak_at_s) / period_s)
+    return np.asarray(rate_per_s * (1.0 + swing), dtype=np.float64)
+
+
+def diurnal_arrivals(
+    rate_per_s: float,
+    peak_to_mean: float,
+    period_s: float,
+    peak_at_s: float,
+    start_s: float,
+    seconds: float,
+    random: np.random.Generator,
+) -> NDArray[np.float64]:
+    """A Poisson process with the rate of `diurnal_rate`, from `start_s` of the period on; times from 0.
+
+    `rate_per_s` is the mean over a period; `peak_to_mean` from 1 (no swing) to 2 (silence at the trough). By thinning:
+    candidates come at the peak's rate, and each is kept with the share of it that its moment has.
+    """
+    if not 1 <= peak_to_mean <= 2:
+        raise InputError(f"is {peak_to_mean!r}", field="peak_to_mean", expected="a number from 1 to 2")
+    if not 0 < period_s < float("inf"):
+        raise InputError(f"is {period_s!r}", field="period", expected="a positive number of seconds")
+    candidates = poisson_arrivals(rate_per_s * peak_to_mean, seconds, random)
+    rates = diurnal_rate(candidates + start_s, rate_per_s, peak_to_mean, period_s, peak_at_s)
+    return candidates[random.random(len(candidates)) * rate_per_s * peak_to_mean < rates]
+
+
 def _check(rate_per_s: float, seconds: float) -> None:
     if not 0 < rate_per_s < float("inf") or not 0 < seconds < float("inf"):
         raise InputError(f"{rate_per_s!r} requests/s over {seconds!r} s", field="rate", expected="positive numbers")

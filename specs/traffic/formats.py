@@ -1,12 +1,8 @@
-"""Parsers of trace files: text in, three checked columns out. Fast on good files, exact about bad ones.
-
-A whole column is converted at once; only when that fails is it walked row by row to name the first bad one.
-"""
+"""Parsers of trace files: text in, checked columns out."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,52 +11,118 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specs.errors import InputError, nearest_names
-from specs.traffic.distributions import MAX_TOKENS
+from specs.traffic.columns import Table, numbered, numbered_or_own, ordered, read_csv, seconds, timestamps, tokens
+from specs.traffic.prefixes import Chains, Prefixes, Sharing, chained
+
+HASHED_TOKENS = 512  # of one id in a Mooncake trace
 
 
 @dataclass(frozen=True)
 class Columns:
+    """One entry per request in each array; None: the file does not say."""
+
     arrival_s: NDArray[np.float64]
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     timed: bool = True
     notes: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
+    tenant_index: NDArray[np.int64] | None = None
+    priority: NDArray[np.int64] | None = None
+    session: NDArray[np.int64] | None = None
+    sharing: Sharing | None = None
 
 
 def parse_azure(text: str, file: str) -> Columns:
-    times, prompts, outputs, lines = _csv(text, file, ("TIMESTAMP", "ContextTokens", "GeneratedTokens"))
-    arrival_s = _timestamps(times, file, lines)
-    _ordered(arrival_s, file, "TIMESTAMP", lines)
-    return Columns(
-        arrival_s, _tokens(prompts, file, "ContextTokens", lines), _tokens(outputs, file, "GeneratedTokens", lines)
-    )
+    table = read_csv(text, file, ("TIMESTAMP", "ContextTokens", "GeneratedTokens"))
+    arrival_s = timestamps(table.columns["TIMESTAMP"], file, table.lines)
+    ordered(arrival_s, file, "TIMESTAMP", table.lines)
+    return Columns(arrival_s, table.tokens("ContextTokens"), table.tokens("GeneratedTokens"))
 
 
 def parse_csv(text: str, file: str) -> Columns:
-    times, prompts, outputs, lines = _csv(text, file, ("arrival_s", "prompt_tokens", "output_tokens"))
-    arrival_s = _seconds(times, file, "arrival_s", lines)
-    _ordered(arrival_s, file, "arrival_s", lines)
+    """Columns `tenant`, `priority`, `session` and `prefix` with `prefix_tokens` may stand beside the needed three."""
+    optional = ("tenant", "priority", "session", "prefix", "prefix_tokens")
+    table = read_csv(text, file, ("arrival_s", "prompt_tokens", "output_tokens"), optional)
+    arrival_s = table.arrivals("arrival_s")
+    prompt_tokens, output_tokens = table.tokens("prompt_tokens"), table.tokens("output_tokens")
+    tenants, tenant_index = _tenants(table) if "tenant" in table.columns else ((), None)
     return Columns(
-        arrival_s, _tokens(prompts, file, "prompt_tokens", lines), _tokens(outputs, file, "output_tokens", lines)
+        arrival_s,
+        prompt_tokens,
+        output_tokens,
+        tenants=tenants,
+        tenant_index=tenant_index,
+        priority=table.priorities("priority") if "priority" in table.columns else None,
+        session=numbered_or_own(table.words("session")) if "session" in table.columns else None,
+        sharing=_shared(table, prompt_tokens),
     )
 
 
+def _tenants(table: Table) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    words = table.words("tenant")
+    if "" in words:
+        raise table.error(words.index(""), "tenant", "is empty", "a tenant in every row, or no such column")
+    return numbered(words)
+
+
+def _shared(table: Table, prompt_tokens: NDArray[np.int64]) -> Chains | None:
+    """Prompts that name the same prefix agree in as many tokens as both of them state."""
+    stated = [name for name in ("prefix", "prefix_tokens") if name in table.columns]
+    if not stated:
+        return None
+    if len(stated) == 1:
+        raise InputError(
+            f"has the column {stated[0]!r} alone", file=table.file, line=1, field=stated[0],
+            expected="prefix (what is shared) and prefix_tokens (how much of it), or neither",
+        )  # fmt: skip
+    shared_tokens = np.zeros(len(prompt_tokens), np.int64)
+    words = table.words("prefix")
+    for row, (word, text) in enumerate(zip(words, table.columns["prefix_tokens"], strict=True)):
+        text = text.strip()
+        if bool(word) != (text not in ("", "0")):
+            raise table.error(row, "prefix_tokens", f"is {text!r} beside prefix {word!r}", "both, or neither")
+        if not word:
+            continue
+        if not text.isascii() or not text.isdigit() or not int(text[:12]) <= prompt_tokens[row]:
+            expected = f"a whole number from 1 to prompt_tokens ({prompt_tokens[row]})"
+            raise table.error(row, "prefix_tokens", f"is {text[:40]!r}", expected)
+        shared_tokens[row] = int(text)
+    return Chains(numbered(words)[1], shared_tokens, np.arange(len(words)), prompt_tokens)
+
+
 def parse_burstgpt(text: str, file: str) -> Columns:
-    """Requests that failed have no response tokens, which is an error here: leave them out of the file."""
-    times, prompts, outputs, lines = _csv(text, file, ("Timestamp", "Request tokens", "Response tokens"))
-    arrival_s = _seconds(times, file, "Timestamp", lines)
-    _ordered(arrival_s, file, "Timestamp", lines)
+    """Requests without tokens failed when this data set was recorded: they are left out, and a note says how many.
+
+    Its second release adds `Session ID` (empty: a request of its own) and `Elapsed time`, which is not used.
+    """
+    needed = ("Timestamp", "Request tokens", "Response tokens")
+    table = read_csv(text, file, needed, ("Session ID",))
+    nothing = {"0", "0.0"}
+    pairs = zip(table.columns["Request tokens"], table.columns["Response tokens"], strict=True)
+    failed = [row for row, (asked, got) in enumerate(pairs) if asked.strip() in nothing or got.strip() in nothing]
+    notes: tuple[str, ...] = ()
+    if failed:
+        notes = (f"{len(failed)} of {len(table.lines)} requests have no tokens (they failed) and are left out",)
+        if len(failed) == len(table.lines):
+            raise InputError("holds only requests that failed", file=file, expected="requests with Response tokens")
+        table = table.without(failed)
+    session = numbered_or_own(table.words("Session ID")) if "Session ID" in table.columns else None
     return Columns(
-        arrival_s, _tokens(prompts, file, "Request tokens", lines), _tokens(outputs, file, "Response tokens", lines)
+        table.arrivals("Timestamp"),
+        table.tokens("Request tokens"),
+        table.tokens("Response tokens"),
+        notes=notes,
+        session=session,
     )
 
 
 def parse_sharegpt(text: str, file: str) -> Columns:
-    prompts, outputs, lines = _csv(text, file, ("num_prefill_tokens", "num_decode_tokens"))
+    table = read_csv(text, file, ("num_prefill_tokens", "num_decode_tokens"))
     return Columns(
-        np.arange(len(lines), dtype=np.float64),
-        _tokens(prompts, file, "num_prefill_tokens", lines),
-        _tokens(outputs, file, "num_decode_tokens", lines),
+        np.arange(len(table.lines), dtype=np.float64),
+        table.tokens("num_prefill_tokens"),
+        table.tokens("num_decode_tokens"),
         timed=False,
         notes=("the file holds lengths only: arrival times are drawn",),
     )
@@ -69,17 +131,12 @@ def parse_sharegpt(text: str, file: str) -> Columns:
 def parse_mooncake(text: str, file: str) -> Columns:
     names = ("timestamp", "input_length", "output_length")
     columns: tuple[list[Any], ...] = ([], [], [])
+    hashes: list[Any] = []
     lines: list[int] = []
-    hashes = False
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"is not JSON ({error})", file=file, line=number, expected="one object a line") from None
-        if not isinstance(row, dict):
-            raise InputError(f"holds {type(row).__name__}", file=file, line=number, expected="one object a line")
+        row = _json_row(line, file, number)
         for name, column in zip(names, columns, strict=True):
             if name not in row:
                 raise InputError(
@@ -89,18 +146,55 @@ def parse_mooncake(text: str, file: str) -> Columns:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InputError(f"is {value!r}", file=file, line=number, field=name, expected="a number")
             column.append(value)
-        hashes = hashes or bool(row.get("hash_ids"))
+        hashes.append(row.get("hash_ids"))
         lines.append(number)
     if not lines:
         raise InputError("holds no requests", file=file, expected="one JSON object a line")
-    arrival_s = _seconds(columns[0], file, "timestamp", lines) / 1000.0
-    _ordered(arrival_s, file, "timestamp", lines)
+    arrival_s = seconds(columns[0], file, "timestamp", lines) / 1000.0
+    ordered(arrival_s, file, "timestamp", lines)
+    prompt_tokens = tokens(columns[1], file, "input_length", lines)
     return Columns(
         arrival_s,
-        _tokens(columns[1], file, "input_length", lines),
-        _tokens(columns[2], file, "output_length", lines),
-        notes=("prefix hashes are not used: every prompt is computed in full",) if hashes else (),
+        prompt_tokens,
+        tokens(columns[2], file, "output_length", lines),
+        sharing=_hashed(hashes, prompt_tokens, file, lines),
     )
+
+
+def _json_row(line: str, file: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is not JSON ({error})", file=file, line=number, expected="one object a line") from None
+    if not isinstance(row, dict):
+        raise InputError(f"holds {type(row).__name__}", file=file, line=number, expected="one object a line")
+    return row
+
+
+def _hashed(hashes: list[Any], prompt_tokens: NDArray[np.int64], file: str, lines: list[int]) -> Prefixes | None:
+    """Units of `HASHED_TOKENS` tokens. A row without `hash_ids` shares nothing.
+
+    There is an id for a prompt's last, partly filled unit too. In the published trace it is equal only where the whole
+    prompt is, and a cache keeps whole blocks only: it is checked and left out.
+    """
+    if all(ids is None for ids in hashes):
+        return None
+    numbers: dict[int, int] = {}
+    flat: list[int] = []
+    for row, (ids, tokens_of) in enumerate(zip(hashes, prompt_tokens.tolist(), strict=True)):
+        if ids is None:
+            continue
+        if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
+            message = "is no list of whole numbers"
+            raise InputError(message, file=file, line=lines[row], field="hash_ids", expected="ids such as [0, 14, 15]")
+        if len(ids) != -(-tokens_of // HASHED_TOKENS):
+            message = f"has {len(ids)} ids for {tokens_of} prompt tokens"
+            expected = f"{-(-tokens_of // HASHED_TOKENS)}: one for every {HASHED_TOKENS} tokens, and for the rest"
+            raise InputError(message, file=file, line=lines[row], field="hash_ids", expected=expected)
+        flat += [numbers.setdefault(unit, len(numbers)) for unit in ids[: tokens_of // HASHED_TOKENS]]
+    stated = np.array([ids is not None for ids in hashes])
+    lengths = np.where(stated, prompt_tokens // HASHED_TOKENS, 0)
+    return chained(HASHED_TOKENS, lengths, np.array(flat, dtype=np.int64))
 
 
 PARSERS: dict[str, Callable[[str, str], Columns]] = {
@@ -110,122 +204,3 @@ PARSERS: dict[str, Callable[[str, str], Columns]] = {
     "sharegpt": parse_sharegpt,
     "csv": parse_csv,
 }
-
-
-def _csv(text: str, file: str, names: tuple[str, ...]) -> tuple[Any, ...]:
-    """Columns `names` as lists of strings, and the line number of each row. Unquoted CSV; blank lines are skipped."""
-    rows = text.replace("\r\n", "\n").split("\n")
-    header = [name.strip() for name in rows[0].split(",")]
-    if not rows[0].strip():
-        raise InputError("is empty", file=file, expected=f"a header with {', '.join(names)}")
-    for name in names:
-        if header.count(name) != 1:
-            raise InputError(
-                f"column {name!r} stands {header.count(name)} times in the header" if name in header else "is missing",
-                file=file,
-                line=1,
-                field=name,
-                expected=f"the columns {', '.join(names)}",
-                nearest=() if name in header else nearest_names(name, header),
-            )
-    lines = [number for number, row in enumerate(rows[1:], start=2) if row and not row.isspace()]
-    if not lines:
-        raise InputError("holds no requests", file=file, expected="at least one row under the header")
-    width = len(header)
-    fields = [rows[number - 1].split(",") for number in lines]
-    for number, row in zip(lines, fields, strict=True):
-        if len(row) != width:
-            if row == header:
-                raise InputError("repeats the header", file=file, line=number, expected="one header, at the top")
-            raise InputError(f"has {len(row)} fields", file=file, line=number, expected=f"{width}, as in the header")
-    positions = [header.index(name) for name in names]
-    return (*([row[position] for row in fields] for position in positions), lines)
-
-
-def _tokens(values: list[Any], file: str, field: str, lines: list[int]) -> NDArray[np.int64]:
-    """Whole numbers from 1 on."""
-    try:
-        tokens = np.array([int(value) for value in values], dtype=np.int64)
-        if not any(isinstance(value, float) for value in values) and tokens.min() >= 1 and tokens.max() <= MAX_TOKENS:
-            return tokens
-    except (ValueError, OverflowError):
-        pass  # the walk below names the row
-    expected = f"a whole number from 1 to {MAX_TOKENS}"
-    for value, line in zip(values, lines, strict=True):
-        number = _number(value)
-        if number is None or not 1 <= number <= MAX_TOKENS or number != int(number):
-            if str(value).strip() == field:
-                raise InputError("repeats the header", file=file, line=line, expected="one header, at the top")
-            raise InputError(f"is {str(value).strip()!r}", file=file, line=line, field=field, expected=expected)
-    return np.array([int(float(value)) for value in values], dtype=np.int64)
-
-
-def _seconds(values: list[Any], file: str, field: str, lines: list[int]) -> NDArray[np.float64]:
-    """Finite numbers that are not negative."""
-    try:
-        seconds = np.array([float(value) for value in values], dtype=np.float64)
-        if np.isfinite(seconds).all() and seconds.min() >= 0:
-            return seconds
-    except (ValueError, OverflowError):
-        pass  # the walk below names the row
-    for value, line in zip(values, lines, strict=True):
-        number = _number(value)
-        if number is None or not 0 <= number < math.inf:
-            if str(value).strip() == field:
-                raise InputError("repeats the header", file=file, line=line, expected="one header, at the top")
-            raise InputError(
-                f"is {str(value).strip()!r}", file=file, line=line, field=field, expected="a time that is not negative"
-            )
-    raise AssertionError("unreachable: some value was bad")
-
-
-def _timestamps(values: list[str], file: str, lines: list[int]) -> NDArray[np.float64]:
-    """`YYYY-MM-DD HH:MM:SS.fffffff`, with or without +00:00: seconds since the first one, exact to the nanosecond."""
-    cleaned = [value.strip().removesuffix("+00:00").removesuffix("Z") for value in values]
-    try:
-        return _since_first(np.array(cleaned, dtype="datetime64[ns]"))
-    except (ValueError, OverflowError):
-        pass  # the walk below names the row
-    for value, raw, line in zip(cleaned, values, lines, strict=True):
-        try:
-            bad = bool(np.isnat(np.datetime64(value, "ns"))) or len(value) < len("2023-11-16 18:15:46")
-        except (ValueError, OverflowError):
-            bad = True
-        if bad:
-            if raw.strip() == "TIMESTAMP":
-                raise InputError("repeats the header", file=file, line=line, expected="one header, at the top")
-            raise InputError(
-                f"is {raw.strip()!r}",
-                file=file,
-                line=line,
-                field="TIMESTAMP",
-                expected="a time such as 2023-11-16 18:15:46.6805900 (UTC)",
-            )
-    raise InputError("holds times that cannot be read", file=file, field="TIMESTAMP")
-
-
-def _since_first(times: NDArray[np.datetime64]) -> NDArray[np.float64]:
-    if np.isnat(times).any():
-        raise ValueError("not a time")
-    seconds: NDArray[np.float64] = (times - times[0]).astype(np.int64) / 1e9
-    return seconds
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return None if math.isnan(number) else number
-
-
-def _ordered(arrival_s: NDArray[np.float64], file: str, field: str, lines: list[int]) -> None:
-    earlier = np.flatnonzero(np.diff(arrival_s) < 0)
-    if len(earlier):
-        raise InputError(
-            "comes before the row above it",
-            file=file,
-            line=lines[int(earlier[0]) + 1],
-            field=field,
-            expected="rows in order of arrival",
-        )

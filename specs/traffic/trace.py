@@ -6,13 +6,14 @@ import hashlib
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specs.errors import InputError, nearest_names
 from specs.traffic import formats
+from specs.traffic.prefixes import Sharing
 
 TraceFormat = Literal["azure", "burstgpt", "mooncake", "sharegpt", "csv"]
 MAX_TRACE_BYTES = 512 * 1024**2  # unpacked; a larger file is a mistake or a gzip bomb
@@ -20,7 +21,10 @@ MAX_TRACE_BYTES = 512 * 1024**2  # unpacked; a larger file is a mistake or a gzi
 
 @dataclass(frozen=True)
 class Trace:
-    """Requests in order of arrival; three arrays of one length, times in seconds from the first request."""
+    """Requests in order of arrival; arrays of one length, times in seconds from the first request.
+
+    Optional arrays: None where the file does not say.
+    """
 
     arrival_s: NDArray[np.float64]
     prompt_tokens: NDArray[np.int64]
@@ -28,7 +32,12 @@ class Trace:
     sha256: str  # of the file's bytes, as stored
     timed: bool = True  # False: the file has lengths only, `arrival_s` counts requests one second apart
     start_s: float = 0.0  # where `busiest` cut, in seconds of the (scaled) trace
-    notes: tuple[str, ...] = ()  # what the file says that is not used
+    notes: tuple[str, ...] = ()  # what a user should know about the file
+    tenants: tuple[str, ...] = ()
+    tenant_index: NDArray[np.int64] | None = None  # into `tenants`
+    priority: NDArray[np.int64] | None = None  # lower is served first: 0 high, 1 normal, 2 low
+    session: NDArray[np.int64] | None = None  # number of the conversation
+    sharing: Sharing | None = None  # what prompts have in common
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -38,6 +47,13 @@ class Trace:
         """Mean arrival rate: gaps per second. Infinite when all requests come at one moment."""
         span_s = float(self.arrival_s[-1] - self.arrival_s[0])
         return (len(self) - 1) / span_s if span_s > 0 else float("inf")
+
+    def select(self, rows: NDArray[np.int64]) -> Trace:
+        """These requests in this order, with the times they have."""
+        names = ("arrival_s", "prompt_tokens", "output_tokens", "tenant_index", "priority", "session")
+        arrays = {name: getattr(self, name) for name in names}
+        chosen: dict[str, Any] = {name: array[rows] for name, array in arrays.items() if array is not None}
+        return replace(self, **chosen, sharing=None if self.sharing is None else self.sharing.select(rows))
 
     def scaled(self, rate_per_s: float) -> Trace:
         """The same requests, time stretched or compressed so that the mean rate is `rate_per_s`."""
@@ -60,12 +76,10 @@ class Trace:
         ends = np.searchsorted(self.arrival_s, self.arrival_s + seconds, side="left")
         starts = np.arange(len(self))
         start = int(np.argmax(work[ends] - work[starts]))
-        chosen = slice(start, int(ends[start]))
+        window = self.select(np.arange(start, int(ends[start])))
         return replace(
-            self,
-            arrival_s=self.arrival_s[chosen] - self.arrival_s[start],
-            prompt_tokens=self.prompt_tokens[chosen],
-            output_tokens=self.output_tokens[chosen],
+            window,
+            arrival_s=window.arrival_s - self.arrival_s[start],
             start_s=self.start_s + float(self.arrival_s[start]),
         )
 
@@ -74,8 +88,11 @@ def read_trace(path: str | Path, format: TraceFormat = "csv") -> Trace:
     """Read a trace file, plain or gzip.
 
     Formats: `azure` (TIMESTAMP, ContextTokens, GeneratedTokens), `burstgpt` (Timestamp in s, Request tokens, Response
-    tokens), `mooncake` (JSON lines: timestamp in ms, input_length, output_length; prefix hashes are not used),
-    `sharegpt` (num_prefill_tokens, num_decode_tokens; no times), `csv` (arrival_s, prompt_tokens, output_tokens).
+    tokens, perhaps Session ID; failed requests, which have no tokens, are left out), `mooncake` (JSON lines: timestamp
+    in ms, input_length, output_length, perhaps hash_ids: one for every 512 prompt tokens), `sharegpt`
+    (num_prefill_tokens, num_decode_tokens; no times), `csv` (arrival_s, prompt_tokens, output_tokens; perhaps tenant,
+    priority (high, normal, low), session, and prefix with prefix_tokens: rows that name the same prefix begin with the
+    same tokens, as many as both of them state).
     Columns may stand in any order, others are ignored.
     Raises `InputError` with the line for anything that is missing, malformed, out of order or out of range.
     """
@@ -100,6 +117,11 @@ def read_trace(path: str | Path, format: TraceFormat = "csv") -> Trace:
         sha256=hashlib.sha256(data).hexdigest(),
         timed=columns.timed,
         notes=columns.notes,
+        tenants=columns.tenants,
+        tenant_index=columns.tenant_index,
+        priority=columns.priority,
+        session=columns.session,
+        sharing=columns.sharing,
     )
 
 

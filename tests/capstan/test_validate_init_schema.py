@@ -88,7 +88,7 @@ def test_validate_names_what_is_not_honoured(capsys):
     with pytest.raises(NotHonouredError) as caught:
         run_validate(WHOLE_REACH, False)
     assert caught.value.exit_code == 2
-    assert "traffic[2].sessions" in str(caught.value)
+    assert "traffic[3].closed_loop" in str(caught.value)
     assert capsys.readouterr().out == ""
 
 

@@ -126,6 +126,13 @@ def test_round_robin_is_nginxs_default() -> None:
     assert "least_conn" not in text
 
 
+@pytest.mark.parametrize("router", ["least_kv", "power_of_two", "prefix_aware", "sticky"])
+def test_a_router_that_nginx_is_not_is_refused_by_name(router: str) -> None:
+    with pytest.raises(InputError, match=f"cannot route by {router}") as refused:
+        configuration(changed(fleet_plan(), router=router))
+    assert refused.value.field == "router"
+
+
 def test_tokens_are_passed_on_as_they_come() -> None:
     ((_, server),) = inside(http_of(configuration(fleet_plan())), "server")
     settings_ = {line[0]: line[1] for line, inner in server if inner is None and len(line) == 2}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_simulate_equality import replica_models
+from simulation_cases import random_model
 from test_simulate_laws import replica
 
-from planner.simulate import ReplicaModel, simulate_closed_loop
+from planner.simulate import simulate_closed_loop
 
 
 def lengths(*tokens: int) -> np.ndarray:
@@ -46,22 +46,18 @@ def test_warm_up_is_served_and_left_out() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(replica_models(), st.integers(1, 20), st.integers(1, 3), st.integers(0, 2**32 - 1))
-def test_fast_equals_oracle_and_clients_are_never_idle(
-    model: ReplicaModel, clients: int, replicas: int, seed: int
-) -> None:
+@given(st.integers(1, 20), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_clients_are_never_idle(clients: int, replicas: int, seed: int) -> None:
     random = np.random.default_rng(seed)
+    model = random_model(random)
     prompts, outputs = random.integers(1, 120, 40), random.integers(1, 60, 40)
     fits = model.can_serve(prompts, outputs)
     prompts, outputs = prompts[fits], outputs[fits]
-    if len(prompts) == 0:
+    if len(prompts) == 0 or model.scheduling.max_waiting_tokens is not None:
         return
-    fast = simulate_closed_loop(model, clients, prompts, outputs, replicas=replicas)
-    oracle = simulate_closed_loop(model, clients, prompts, outputs, replicas=replicas, exact=True)
-    for name in ("sent_s", "ttft_s", "tpot_s", "e2e_s"):
-        np.testing.assert_allclose(getattr(fast, name), getattr(oracle, name), rtol=1e-9)
-    ends = np.sort(oracle.sent_s + oracle.e2e_s)
-    later = oracle.sent_s[clients:]
+    result = simulate_closed_loop(model, clients, prompts, outputs, replicas=replicas)
+    ends = np.sort(result.sent_s + result.e2e_s)
+    later = result.sent_s[clients:]
     np.testing.assert_allclose(later, ends[: len(later)], rtol=1e-12)  # each follows the end of another at once
 
 

@@ -14,6 +14,7 @@ from specs.deployment import (
     ArrivalSpec,
     ClosedLoopSpec,
     DeploymentSpec,
+    DiurnalSpec,
     FixedLength,
     HardwareSpec,
     HistogramLength,
@@ -139,6 +140,46 @@ def test_what_is_not_simulated_is_refused(tmp_path: Path) -> None:
         declared_workload(spec(TrafficClass(name="t", model="m", closed_loop=ClosedLoopSpec(concurrency=3))), tmp_path)
     with pytest.raises(InputError, match="no request arrives"):
         declared_workload(spec(drawn("t", rate=1e-9)), tmp_path, seconds=10)
+
+
+def diurnal(name: str = "t", peak_to_mean: float = 1.8, peak_at_s: float = 50_000.0, rate: float = 2.0) -> TrafficClass:
+    swing = DiurnalSpec(peak_to_mean=peak_to_mean, peak_at_s=peak_at_s)
+    return TrafficClass(
+        name=name,
+        model="m",
+        arrivals=ArrivalSpec(rate_per_s=rate, process="diurnal", diurnal=swing),
+        prompt_tokens=FixedLength(tokens=3),
+        output_tokens=FixedLength(tokens=1),
+    )
+
+
+def test_a_diurnal_window_lies_around_the_peak(tmp_path: Path) -> None:
+    workload, (window,) = declared_workload(spec(diurnal()), tmp_path, seconds=2000)
+    assert (window.start_s, window.end_s) == (49_000, 51_000)
+    assert len(workload) == pytest.approx(2 * 1.8 * 2000, abs=4 * 85)
+    assert window.source == "diurnal arrivals at 2/s, 1.8 times that at the peak"
+    assert window.mean_output_tokens_per_s == 2.0, "of the whole day"
+    _, (early,) = declared_workload(spec(diurnal(peak_at_s=100.0)), tmp_path, seconds=600)
+    assert early.start_s == 86_400 - 200
+
+
+def test_a_window_of_a_day_has_its_peaks_where_they_are_stated(tmp_path: Path) -> None:
+    both = spec(diurnal("noon"), diurnal("night", peak_at_s=6800.0))
+    workload, windows = declared_workload(both, tmp_path, seconds=86_400)
+    assert {window.start_s for window in windows} == {0.0}
+    for name, peak_at_s in (("noon", 50_000), ("night", 6800)):
+        own = workload.arrival_s[workload.of_class(name)]
+        assert len(own) == pytest.approx(172_800, abs=4 * 416)
+        near = ((own > peak_at_s - 1800) & (own < peak_at_s + 1800)).sum()
+        opposite = peak_at_s + 43_200 if peak_at_s < 43_200 else peak_at_s - 43_200
+        far = ((own > opposite - 1800) & (own < opposite + 1800)).sum()
+        assert near == pytest.approx(3600 * 2 * 1.8, rel=0.04)
+        assert far == pytest.approx(3600 * 2 * 0.2, rel=0.12)
+
+
+def test_a_diurnal_window_does_not_grow_beyond_the_peak(tmp_path: Path) -> None:
+    _, (window,) = declared_workload(spec(diurnal(rate=0.01)), tmp_path, least_requests=1000)
+    assert window.end_s - window.start_s == 86_400 / 4
 
 
 def test_a_rare_class_gets_a_longer_window(tmp_path: Path) -> None:

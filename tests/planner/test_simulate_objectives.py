@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,6 +23,7 @@ from planner.simulate import (
     simulate_fleet,
     wilson_interval,
 )
+from planner.simulate.percentiles import percentile_table
 from specs.deployment import SLO, PercentileLimit
 from specs.plan import Limits, Route, Scheduling
 
@@ -173,3 +177,88 @@ def test_summary_is_plain_json() -> None:
     assert "attainment" not in summary["classes"][1]
     assert summary["classes"][0]["ttft_s"]["p90"] <= summary["classes"][0]["ttft_s"]["p99"]
     assert 0 < summary["groups"][0]["utilisation"][0] <= 1
+
+
+def test_whole_sessions_by_hand() -> None:
+    """Session 4 lasts from its first arrival to the last token of its second turn; session 9 is never served whole."""
+    flat = replace(MODEL, times=replace(MODEL.times, tokens_s=(1.0,) * 65, sequence_s=0.0, decode_launch_s=0.0,
+                                        decode_context_token_s=0.0, prefill_launch_s=0.0))  # fmt: skip
+    load = Workload(
+        ("a",),
+        np.zeros(4, np.int64),
+        np.array([1.0, 2.0, 10.0, 20.0]),
+        np.array([4, 4, 4, 299]),  # the last one is too long
+        np.array([2, 1, 3, 9]),
+        session=np.array([4, 9, 4, 9]),
+    )
+    result = simulate_fleet((FleetGroup("g", 1, flat),), ROUTES, load)
+    found = result_summary(result, load)["sessions"]
+    assert (found["sessions"], found["turns_mean"], found["unfinished"]) == (2, 2.0, 1)
+    assert found["seconds"] == {"p50": 13.0 - 1.0, "p90": None, "p95": None, "p99": None}
+    assert result_summary(result, replace(load, session=None))["sessions"] is None
+    assert result_summary(result, replace(load, session=np.arange(4)))["sessions"] is None  # nobody comes twice
+    apart = replace(load, classes=("a", "b"), class_index=np.array([0, 1, 0, 1]), session=np.array([4, 8, 4, 9]))
+    assert result_summary(result, apart)["sessions"]["sessions"] == 1  # those of `b` are single requests
+
+
+def test_refusals_by_reason_and_replicas_out_of_balance() -> None:
+    load = Workload(("a",), np.zeros(4, np.int64), np.arange(4.0), np.array([10, 299, 50, 10]), np.array([5, 9, 20, 5]))
+    result = replace(run(load, replicas=2), replica_index=np.array([0, -1, 1, 1]), refusal=np.array([0, 1, 0, 0]))
+    summary = result_summary(result, load)
+    assert summary["refused"] == {"too long": 1}
+    group = summary["groups"][0]
+    assert group["tokens_by_replica"] == [15, 70 + 15]
+    assert group["imbalance"] == pytest.approx(85 / 50)
+
+
+def test_counters_of_caches_become_shares() -> None:
+    load = random_workload(3, 20, 5.0)
+    result = run(load)
+    counted = replace(result.groups[0], hit_tokens=30, looked_up_tokens=120, moved_tokens=7, preemptions=5, swaps=2)
+    group = result_summary(replace(result, groups=(counted,)), load)["groups"][0]
+    assert group["prefix_hit_rate"] == 0.25
+    assert (group["preemptions"], group["preemptions_by_swap"], group["moved_tokens"]) == (5, 2, 7)
+    assert result_summary(result, load)["groups"][0]["prefix_hit_tokens"] == 0
+
+
+def test_dependent_arrivals_are_taken_in_their_true_order() -> None:
+    """A late first request must not count as the start of the run, nor as a neighbour of the early ones."""
+    load = random_workload(8, 400, 5.0)
+    result = run(load)
+    late = result.arrivals_s(load).copy()
+    late[0] += 2 * result.end_s
+    values = result.ttft_s.copy()
+    values[0] = 1e6
+    moved = replace(result, arrival_s=late, ttft_s=values)
+    last = np.roll(np.arange(400), -1)
+    same = replace(result, ttft_s=values[last])
+    ordered = Workload(load.classes, load.class_index[last], load.arrival_s, load.prompt_tokens, load.output_tokens)
+    intervals = [
+        percentile_table(moved, load, load.of_class("a"))["ttft_interval_s"]["p50"],
+        percentile_table(same, ordered, ordered.of_class("a"))["ttft_interval_s"]["p50"],
+    ]
+    assert intervals[0] == intervals[1]
+    assert intervals[0] is not None
+
+
+def test_a_run_that_served_nothing_is_plain_json_too() -> None:
+    load = Workload(
+        ("a",),
+        np.zeros(2, np.int64),
+        np.arange(2.0),
+        np.full(2, 299),
+        np.full(2, 9),
+        tenants=("x", "y"),
+        tenant_index=np.array([0, 1]),
+        session=np.zeros(2, np.int64),
+    )
+    summary = result_summary(
+        run(load), load, {"a": percentile_slo("ttft", 90, 1.0)}, groups=(FleetGroup("g", 1, MODEL),)
+    )
+    text = json.dumps(summary, allow_nan=False)
+    assert json.loads(text)["classes"][0]["ttft_s"]["p50"] is None
+    assert summary["groups"][0]["imbalance"] is None
+    assert summary["groups"][0]["prefix_hit_rate"] is None
+    assert sum(summary["refused"].values()) == 2
+    assert summary["kv"][0]["mean"] == 0.0
+    assert not summary["verdict"]["holds"]

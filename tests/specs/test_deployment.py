@@ -111,7 +111,6 @@ def test_every_unhonoured_statement_is_named_with_its_line():
         "hardware.pools[1].power_cap": "power_cap:", "hardware.pools[2].spot": "spot:",
         "hardware.host.dram": "dram:", "hardware.host.pcie": "pcie:", "hardware.host.nvme": "nvme:",
         "traffic[0].priority": "priority:",
-        "traffic[1].shared_prefix": "shared_prefix:", "traffic[2].sessions": "sessions:",
         "traffic[3].closed_loop": "closed_loop:", "traffic[3].window": "window:",
         "traffic[3].throughput": "throughput:", "traffic[3]": "nightly-batch",
         "limits.survive_node_failures": "survive_node_failures:", "limits.confidence": "confidence:",
@@ -135,8 +134,6 @@ def test_every_unhonoured_statement_is_named_with_its_line():
         ("engine: vllm", "disaggregation: always", "choices.disaggregation"),
         ("traffic:", "  network: {links: [{between: [h100, l40s], bandwidth: 100Gb/s}]}\ntraffic:",
          "hardware.network.links"),
-        ("prompt_tokens: 100", "prompt_tokens: {histogram: metrics.txt, source: prometheus}",
-         "traffic[0].prompt_tokens"),
         ("    slo: {ttft: {p90: 1s}}\n", "", "traffic[0]"),
     ],
 )  # fmt: skip
@@ -167,7 +164,9 @@ def test_defaults_are_written_out():
     assert document["name"] == "spec"  # the file's
     assert document["objective"] == {"sense": "minimise", "quantity": "gpus"}  # nothing is priced
     assert document["traffic"][0]["model"] == "m"
-    assert document["traffic"][0]["arrivals"] == {"rate_per_s": 2.0, "process": "poisson", "cv": 1.0}
+    assert document["traffic"][0]["arrivals"] == {
+        "rate_per_s": 2.0, "process": "poisson", "cv": 1.0, "diurnal": None,
+    }  # fmt: skip
     assert document["hardware"]["pools"][0]["gpus_per_node"] == 4
     assert document["hardware"]["pools"][0]["rent"] == "gpu"
     assert document["models"]["m"]["weights"] == []

@@ -15,10 +15,12 @@ from specs.service import (
     FcfsQueue,
     LeastOutstanding,
     Rejection,
+    RequestKey,
     RoundRobin,
     Sequence,
     Status,
     Step,
+    View,
     blocks_for,
     may_ever_run,
 )
@@ -258,16 +260,17 @@ def test_fcfs_queue_returns_preempted_ones_first() -> None:
     first, second, third = (Sequence(index, 1) for index in range(3))
     queue.push(second)
     queue.push(third)
-    queue.push_front(first)
+    queue.requeue(first)
     assert [queue.pop().id for _ in range(3)] == [0, 1, 2]
     assert not queue.remove(first)
 
 
 def test_routers() -> None:
+    key = RequestKey(0)
     least = LeastOutstanding()
-    assert [least.choose(load) for load in ([2, 1, 1], [0, 0], [3])] == [1, 0, 0]
+    assert [least.choose(View(load, [], range(len(load))), key) for load in ([2, 1, 1], [0, 0], [3])] == [1, 0, 0]
     turn = RoundRobin()
-    assert [turn.choose([9, 0, 0]) for _ in range(4)] == [0, 1, 2, 0]
+    assert [turn.choose(View([9, 0, 0], [], range(3)), key) for _ in range(4)] == [0, 1, 2, 0]
     split = ClassSplit([4, 7], [0.75, 0.25])
     assert [split.next() for _ in range(8)] == [4, 4, 7, 4, 4, 4, 7, 4]  # ties go to the first
 

@@ -14,14 +14,18 @@ from hypothesis import strategies as st
 
 from specs.errors import InputError
 from specs.traffic import (
+    Chains,
+    Prefixes,
     Trace,
     constant_arrivals,
+    diurnal_arrivals,
     draw_fixed,
     draw_histogram,
     draw_lognormal,
     draw_mean,
     draw_uniform,
     gamma_arrivals,
+    joined,
     poisson_arrivals,
     read_histogram,
     read_trace,
@@ -72,20 +76,68 @@ def test_azure(tmp_path: Path, variant: str) -> None:
     assert result.sha256 == hashlib.sha256(data).hexdigest()
 
 
+def mooncake(*rows: tuple[int, list[int] | None], name: str = "hash_ids") -> str:
+    """Rows of (prompt tokens, hash ids), a second apart."""
+    documents = [
+        {"timestamp": 1000 * number, "input_length": tokens, "output_length": 2} | ({} if ids is None else {name: ids})
+        for number, (tokens, ids) in enumerate(rows)
+    ]
+    return "".join(json.dumps(document) + "\n" for document in documents)
+
+
 def test_mooncake_and_sharegpt_and_csv(tmp_path: Path) -> None:
     rows = [
-        {"timestamp": 1000, "input_length": 7, "output_length": 2, "hash_ids": [1, 2]},
+        {"timestamp": 1000, "input_length": 7, "output_length": 2},
         {"timestamp": 1250, "input_length": 9, "output_length": 3},
     ]
     text = "\n".join(json.dumps(row) for row in rows)
-    mooncake = read_trace(write(tmp_path, gzip.compress(text.encode()), "trace.jsonl.gz"), "mooncake")
-    assert mooncake.arrival_s.tolist() == [0.0, 0.25]
-    assert mooncake.prompt_tokens.tolist() == [7, 9]
-    assert "prefix hashes are not used" in mooncake.notes[0]
+    result = read_trace(write(tmp_path, gzip.compress(text.encode()), "trace.jsonl.gz"), "mooncake")
+    assert result.arrival_s.tolist() == [0.0, 0.25]
+    assert result.prompt_tokens.tolist() == [7, 9]
+    assert result.sharing is None
     share = read_trace(write(tmp_path, "num_prefill_tokens,num_decode_tokens,x\n5,6,7\n8,9,1\n"), "sharegpt")
     assert (share.timed, share.prompt_tokens.tolist(), share.output_tokens.tolist()) == (False, [5, 8], [6, 9])
     plain = read_trace(write(tmp_path, "arrival_s,prompt_tokens,output_tokens\n0.5,3,4\n\n0.75,5,6\n"), "csv")
     assert plain.arrival_s.tolist() == [0.0, 0.25]
+    assert (plain.tenant_index, plain.priority, plain.session, plain.sharing) == (None, None, None, None)
+
+
+def test_mooncake_keeps_the_hashes_of_whole_units(tmp_path: Path) -> None:
+    huge = 2**70
+    text = mooncake(
+        (1024, [5, huge]), (1025, [5, huge, 9]), (1536, [5, 7, huge]), (600, None), (100, [5]), (1024, [8, huge])
+    )
+    result = read_trace(write(tmp_path, text), "mooncake")
+    assert isinstance(result.sharing, Prefixes)
+    one, two, three, none, short, other = (result.sharing.of(request) for request in range(6))
+    assert result.sharing.unit_tokens == 512
+    assert one == two
+    assert three[0] == one[0]
+    assert len({*one, *three, *other}) == 6, "the same id after another unit is another prefix"
+    assert none == short == ()
+    late = result.busiest(2.5).sharing  # the three requests from 1 s on hold the most work
+    assert late is not None
+    assert late.units(512).of(0) == two
+
+
+def test_csv_may_say_who_asks_and_what_is_shared(tmp_path: Path) -> None:
+    header = "arrival_s,prompt_tokens,output_tokens,tenant,priority,session,prefix,prefix_tokens\n"
+    rows = (
+        "0,100,1,blue,high,s1,system,40\n1,100,1,red,,,system,32\n2,50,1,blue,low,s1,,\n9,64,1,blue,normal,,other,64\n"
+    )
+    result = read_trace(write(tmp_path, header + rows), "csv")
+    assert (result.tenants, result.tenant_index.tolist()) == (("blue", "red"), [0, 1, 0, 0])
+    assert result.priority.tolist() == [0, 1, 2, 1]
+    first, second, third, fourth = result.session.tolist()
+    assert first == third
+    assert len({first, second, fourth}) == 3
+    units = [result.sharing.units(16).of(request) for request in range(4)]
+    assert [len(own) for own in units] == [6, 6, 3, 4]  # whole prompts compete for a cache, so all of them have ids
+    assert units[0][:2] == units[1][:2]
+    assert len({*units[0], *units[1], *units[2], *units[3]}) == 6 + 6 + 3 + 4 - 2
+    late = result.busiest(2.5)
+    assert (late.start_s, late.tenant_index.tolist(), late.session.tolist()) == (0.0, [0, 1, 0], [first, second, first])
+    assert late.sharing.units(16).of(1)[:2] == units[1][:2]
 
 
 def test_burstgpt(tmp_path: Path) -> None:
@@ -95,12 +147,28 @@ def test_burstgpt(tmp_path: Path) -> None:
     assert result.arrival_s.tolist() == [0.0, 40.5]
     assert result.prompt_tokens.tolist() == [472, 1087]
     assert result.output_tokens.tolist() == [18, 230]
-    with pytest.raises(InputError, match="Response tokens: is '0'") as caught:
-        read_trace(write(tmp_path, header + rows + "46,GPT-4,9,0,9,API log\n"), "burstgpt")
-    assert caught.value.line == 4
+    assert (result.notes, result.session) == ((), None)
+
+
+def test_burstgpt_leaves_failed_requests_out_and_says_so(tmp_path: Path) -> None:
+    header = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    good = "5,a,1.5,ChatGPT,472,18,490,Conversation log\n46,,2,GPT-4,9,3,12,API log\n"
+    good += "47,a,2,ChatGPT,8,1,9,Conversation log\n"
+    failed = "48,a,2,GPT-4,9,0,9,API log\n49,a,0,GPT-4,0,0,0,API log\n"
+    result = read_trace(write(tmp_path, header + good + failed), "burstgpt")
+    assert result.output_tokens.tolist() == [18, 3, 1]
+    assert result.notes == ("2 of 5 requests have no tokens (they failed) and are left out",)
+    first, single, second = result.session.tolist()
+    assert first == second != single
+    with pytest.raises(InputError, match="only requests that failed"):
+        read_trace(write(tmp_path, header + failed), "burstgpt")
+    with pytest.raises(InputError, match="Response tokens: is '-1'") as caught:
+        read_trace(write(tmp_path, header + failed + good + "50,a,0,GPT-4,1,-1,0,API log\n"), "burstgpt")
+    assert caught.value.line == 7
 
 
 HEADER = "arrival_s,prompt_tokens,output_tokens\n"
+OPTIONAL = "arrival_s,prompt_tokens,output_tokens,tenant,priority,prefix,prefix_tokens\n"
 
 
 @pytest.mark.parametrize(
@@ -131,6 +199,20 @@ HEADER = "arrival_s,prompt_tokens,output_tokens\n"
         ('{"timestamp": NaN, "input_length": 1, "output_length": 1}\n', "mooncake", 1, "timestamp: is 'nan'"),
         ("\n[1]\n", "mooncake", 2, "holds list"),
         ('{"timestamp": 0', "mooncake", 1, "is not JSON"),
+        (mooncake((1024, [1, 2]), (1025, [1, 2])), "mooncake", 2, "hash_ids: has 2 ids for 1025 prompt tokens"),
+        (mooncake((1024, [1, 2]), (1024, [])), "mooncake", 2, "hash_ids: has 0 ids"),
+        (mooncake((512, [True])), "mooncake", 1, "hash_ids: is no list of whole numbers"),
+        (mooncake((512, ["a"])), "mooncake", 1, "hash_ids: is no list of whole numbers"),
+        (mooncake((512, [1.0])), "mooncake", 1, "hash_ids: is no list of whole numbers"),
+        (OPTIONAL + "0,1,1,,high,,\n", "csv", 2, "tenant: is empty"),
+        (OPTIONAL + "0,1,1,a,urgent,,\n", "csv", 2, "priority: is 'urgent'"),
+        (OPTIONAL + "0,9,1,a,,p,9\n1,9,1,a,,p,10\n", "csv", 3, "prefix_tokens: is '10'"),
+        (OPTIONAL + "0,9,1,a,,p,\n", "csv", 2, "prefix_tokens: is '' beside prefix 'p'"),
+        (OPTIONAL + "0,9,1,a,,,5\n", "csv", 2, "prefix_tokens: is '5' beside prefix ''"),
+        (OPTIONAL + "0,9,1,a,,p,-1\n", "csv", 2, "prefix_tokens: is '-1'"),
+        (OPTIONAL + f"0,9,1,{'a' * 200},,,\n", "csv", 2, "tenant: is 'aaaa"),
+        ("arrival_s,prompt_tokens,output_tokens,prefix\n0,1,1,a\n", "csv", 1, "prefix: has the column 'prefix' alone"),
+        ("arrival_s,prompt_tokens,output_tokens,tenant,tenant\n0,1,1,a,b\n", "csv", 1, "tenant' stands 2 times"),
         (b"\xff\xfe\x00", "csv", 1, "is not UTF-8"),
     ],
 )
@@ -162,9 +244,17 @@ def test_damaged_gzip_and_missing_files(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=60) | st.text(max_size=60).map(str.encode), head=st.booleans(), kind=st.integers(0, 3))
+@given(data=st.binary(max_size=60) | st.text(max_size=60).map(str.encode), head=st.booleans(), kind=st.integers(0, 6))
 def test_any_bytes_are_a_trace_or_one_clear_error(tmp_path: Path, data: bytes, head: bool, kind: int) -> None:
-    name, good = [("azure", AZURE), ("csv", HEADER), ("mooncake", '{"timestamp": 0,'), ("sharegpt", "")][kind]
+    name, good = [
+        ("azure", AZURE),
+        ("csv", HEADER),
+        ("csv", OPTIONAL + "0,9,1,a,high,p,9\n"),
+        ("mooncake", '{"timestamp": 0,'),
+        ("mooncake", '{"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": '),
+        ("burstgpt", "Timestamp,Request tokens,Response tokens,Session ID\n1,2,3,s\n2,0,"),
+        ("sharegpt", ""),
+    ][kind]
     path = write(tmp_path, good.encode() + data if head else data)
     problem: InputError | None = None
     try:
@@ -228,6 +318,27 @@ def test_arrival_processes() -> None:
             poisson_arrivals(rate, seconds, generator())
 
 
+def test_diurnal_arrivals_swing_as_declared() -> None:
+    """20 periods of 1000 s: hourly counts against the cosine, the mean over all, and no order lost."""
+    arrivals = diurnal_arrivals(10.0, 1.6, 1000.0, 250.0, 0.0, 20_000.0, generator())
+    assert len(arrivals) == pytest.approx(200_000, abs=4 * 447)
+    assert (np.diff(arrivals) >= 0).all()
+    folded = np.histogram(arrivals % 1000.0, bins=50, range=(0, 1000))[0] / (20 * 20.0)
+    middle = np.arange(10.0, 1000.0, 20.0)
+    wanted = 10.0 * (1 + 0.6 * np.cos(2 * np.pi * (middle - 250.0) / 1000.0))
+    assert folded == pytest.approx(wanted, abs=4.5 * np.sqrt(16.0 / 400))
+    later = diurnal_arrivals(10.0, 1.6, 1000.0, 250.0, 750.0, 100.0, generator())  # the trough lies at its start
+    assert len(later) == pytest.approx(10 * 100 * 0.439, abs=4 * 21)
+    flat, poisson = (
+        diurnal_arrivals(10.0, 1.0, 1000.0, 0.0, 0.0, 500.0, generator()),
+        poisson_arrivals(10.0, 500.0, generator()),
+    )
+    assert flat.tolist() == poisson.tolist(), "without a swing nothing is thinned"
+    for peak, period in ((0.9, 1.0), (2.1, 1.0), (1.5, 0.0), (1.5, float("inf"))):
+        with pytest.raises(InputError):
+            diurnal_arrivals(1.0, peak, period, 0.0, 0.0, 1.0, generator())
+
+
 @pytest.mark.parametrize(
     ("mean", "most"), [(40.0, 256), (200.0, 256), (128.5, 256), (3.0, 4), (1.5, None), (300.0, None), (500.0, 100_000)]
 )
@@ -286,3 +397,65 @@ def test_impossible_lengths_are_refused() -> None:
     for bad in (0, -1, 10**9):
         with pytest.raises(InputError):
             draw_fixed(bad, 1)
+
+
+def chains(group: list[int], shared: list[int], chain: list[int], covered: list[int]) -> Chains:
+    return Chains(np.array(group), np.array(shared), np.array(chain), np.array(covered))
+
+
+def test_chains_by_hand() -> None:
+    """Two turns of conversation 0, one request of conversation 1; all begin with the 40 tokens of one group."""
+    units = chains([0, 0, 0], [40, 40, 40], [0, 0, 1], [64, 100, 64]).units(16)
+    one, two, other = (units.of(request) for request in range(3))
+    assert (len(one), len(two), len(other)) == (4, 6, 4)
+    assert two[:4] == one
+    assert other[:2] == one[:2]  # the unit that ends at 48 is no longer the group's alone
+    assert not set(other[2:]) & {*one, *two}
+    nothing = Chains.of_each(np.array([32, 15])).units(16)
+    assert (len(set(nothing.of(0))), nothing.of(1)) == (2, ())
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(1, 200)), min_size=1, max_size=12),
+    st.sampled_from([4, 8, 16]),
+    st.sampled_from([16, 32]),
+)
+def test_units_agree_as_far_as_tokens_do(rows: list[tuple[int, int, int]], small: int, large: int) -> None:
+    """Against tokens spelled out: equal ids if and only if the beginnings are equal, in every size of unit."""
+    shared = 40
+    tokens = [
+        tuple(("group", group, at) if at < shared else ("chain", group, chain, at) for at in range(covered))
+        for group, chain, covered in rows
+    ]
+    whole = chains(
+        [group for group, _, _ in rows],
+        [shared] * len(rows),
+        [3 * group + chain for group, chain, _ in rows],
+        [covered for _, _, covered in rows],
+    )
+    for unit, units in ((small, whole.units(small)), (large, whole.units(small).units(large))):
+        known: dict[int, tuple[object, ...]] = {}
+        beginnings: dict[tuple[object, ...], int] = {}
+        for request, own in enumerate(tokens):
+            ids = units.of(request)
+            assert len(ids) == len(own) // unit
+            for place, name in enumerate(ids):
+                beginning = own[: (place + 1) * unit]
+                assert known.setdefault(name, beginning) == beginning
+                assert beginnings.setdefault(beginning, name) == name
+    finer = whole.units(large).units(small)
+    for request in range(len(rows)):
+        assert len(finer.of(request)) == len(whole.units(large).of(request)) * (large // small)
+
+
+def test_parts_of_a_workload_share_nothing_and_get_one_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace_of_512 = Prefixes(512, np.array([0, 1]), np.array([0]))
+    both = joined([trace_of_512, chains([0], [0], [0], [48])])
+    assert (both.unit_tokens, len(both.of(0)), len(both.of(1))) == (16, 32, 3)
+    assert not set(both.of(0)) & set(both.of(1))
+    assert joined([trace_of_512]).unit_tokens == 512
+    monkeypatch.setattr("specs.traffic.prefixes.MOST_UNITS", 20)
+    few = joined([trace_of_512, chains([0], [0], [0], [64])])
+    assert (few.unit_tokens, len(few.of(0)), len(few.of(1))) == (32, 16, 2)
+    with pytest.raises(ValueError, match="cannot become"):
+        trace_of_512.units(48)

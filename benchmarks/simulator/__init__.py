@@ -1,0 +1,1 @@
+"""The simulator beside what is known: laws of queues, and what papers report from inputs they published."""

@@ -1,0 +1,87 @@
+"""Energy of a simulated run, by the power model that plans are made with. Predicted: no watt of it is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.cost.energy import grams_co2, grams_co2_per_million_tokens
+from planner.facts import in_pool
+from planner.group_power import group_power_w
+from planner.simulate import FleetResult, Workload
+from specs.architecture import load_architecture
+from specs.deployment import DeploymentSpec
+from specs.plan import Plan, ReplicaGroup
+from specs.profile import PowerProfile
+
+
+def energy_summary(plan: Plan, result: FleetResult, workload: Workload) -> dict[str, Any] | None:
+    """Mean watts over the arrival window, joules of it and per token; grams of CO2 where an intensity is declared.
+
+    None where the plan keeps no power profile of one of its devices, and where requests were handed from one group to
+    another, which the model does not tell apart. Devices only.
+    """
+    spec = DeploymentSpec.model_validate(plan.spec)
+    used = {group.device: _profile(plan, spec, group) for group in plan.groups}
+    profiles = [profile for profile in used.values() if profile is not None]
+    handed = result.decode_group_index is not None and bool((result.decode_group_index >= 0).any())
+    if len(profiles) < len(used) or result.horizon_s <= 0 or handed:
+        return None
+    watts = [_group_w(plan, spec, index, result, workload) for index in range(len(plan.groups))]
+    power_w = sum(watts)
+    output_per_s = sum(load.output_tokens_per_s for load in result.groups)
+    every_per_s = output_per_s + sum(load.prompt_tokens_per_s for load in result.groups)
+    intensity = spec.hardware.carbon_g_per_kwh
+    joules = power_w * result.horizon_s
+    return {
+        "basis": "predicted",
+        "power_w": power_w,
+        "joules": joules,
+        "joules_per_output_token": power_w / output_per_s if output_per_s else None,
+        "joules_per_token": power_w / every_per_s if every_per_s else None,
+        "grams_co2": None if intensity is None else float(grams_co2(joules, intensity)),
+        "grams_co2_per_million_output_tokens": None
+        if intensity is None
+        else grams_co2_per_million_tokens(power_w, output_per_s, intensity),
+        "groups": [{"group": group.id, "power_w": group_w} for group, group_w in zip(plan.groups, watts, strict=True)],
+        "notes": [
+            "devices only: hosts, switches and cooling are not in it",
+            *map(_source, profiles),
+            *_unseen(plan, result),
+        ],
+    }
+
+
+def _profile(plan: Plan, spec: DeploymentSpec, group: ReplicaGroup) -> PowerProfile | None:
+    return plan.power.get(spec.hardware.pool(group.pool).device)
+
+
+def _group_w(plan: Plan, spec: DeploymentSpec, index: int, result: FleetResult, workload: Workload) -> float:
+    group = plan.groups[index]
+    pool = spec.hardware.pool(group.pool)
+    return group_power_w(
+        result,
+        workload,
+        index,
+        load_architecture(plan.architectures[group.model]),
+        group.layout,
+        group.weights_dtype,
+        group.cache.kv_dtype,
+        in_pool(plan.devices[pool.device], pool, spec.hardware.network),
+        plan.profiles[pool.device],
+        plan.power[pool.device],
+    )
+
+
+def _source(power: PowerProfile) -> str:
+    if power.confidence == "borrowed":
+        return f"{power.device}: shares of its power range are borrowed from {power.relative_of}"
+    return f"{power.device}: shares of its power range are fitted to measured watts"
+
+
+def _unseen(plan: Plan, result: FleetResult) -> list[str]:
+    notes = []
+    if any(load.preemptions > load.swaps or load.lost for load in result.groups):
+        notes.append("what preempted or lost requests computed anew is not in it")
+    if any(group.scheduling.speculation for group in plan.groups):
+        notes.append("draft tokens, and what makes them, are not in it")
+    return notes
