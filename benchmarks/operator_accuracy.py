@@ -43,7 +43,8 @@ HEAD = """# Accuracy of operator latencies
 
 Written by `python -m benchmarks.fit_operators DATA -o specs/catalog/operators --accuracy docs/accuracy.md`; do not
 edit. Figures are |predicted / measured - 1| in percent, median / p90, on the kernel tables of NVIDIA
-aiconfigurator-core 0.12.0 (Apache-2.0).
+aiconfigurator-core 0.12.0 (Apache-2.0). Errors of whole deployments, and the margins that plans at a stated confidence
+take from them: [accuracy-serving.md](accuracy-serving.md).
 
 - Rows out: a random fifth of the rows was not in the fit.
 - Shapes out: a fifth of whole shapes was not (widths of a GEMM, head configurations, MoE models, message sizes; of

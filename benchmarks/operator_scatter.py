@@ -22,7 +22,8 @@ def scatter(title: str, groups: Mapping[str, tuple[Floats, Floats]]) -> str:
     """An SVG, log-log: `groups` are (predicted, measured) seconds by label, drawn in their order."""
     every = np.concatenate([values for pair in groups.values() for values in pair])
     low, high = float(np.log10(every.min())), float(np.log10(every.max()))
-    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+    room = max(0.05 * (high - low), 0.01)  # equal points have an axis too
+    low, high = low - room, high + room
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
@@ -44,11 +45,11 @@ def _axes(low: float, high: float) -> list[str]:
 
     bottom = TOP + SIDE
     parts = [f'<rect x="{LEFT}" y="{TOP}" width="{SIDE}" height="{SIDE}" fill="#fafafa" stroke="#888"/>']
-    for power in range(int(np.ceil(low)), int(np.floor(high)) + 1):
-        at = place(power)
+    for leading, power in _ticks(low, high):
+        at = place(power + float(np.log10(leading)))
         x, y = f"{LEFT + at:.1f}", f"{bottom - at:.1f}"
         parts.append(f'<path d="M{x} {TOP}V{bottom}M{LEFT} {y}H{LEFT + SIDE}" stroke="#ddd"/>')
-        name = _seconds(power)
+        name = _seconds(leading, power)
         parts.append(f'<text x="{x}" y="{bottom + 15}" {TEXT} text-anchor="middle">{name}</text>')
         parts.append(f'<text x="{LEFT - 5}" y="{bottom - at + 4:.1f}" {TEXT} text-anchor="end">{name}</text>')
     parts.append(f'<path d="M{LEFT} {bottom}L{LEFT + SIDE} {TOP}" stroke="#000" stroke-width="0.7"/>')
@@ -60,9 +61,16 @@ def _axes(low: float, high: float) -> list[str]:
     return parts
 
 
-def _seconds(power: int) -> str:
+def _ticks(low: float, high: float) -> list[tuple[int, int]]:
+    """(leading digit, power of ten) between two logarithms: powers of ten, and 2 and 5 over less than two decades."""
+    leading = (1, 2, 5) if high - low < 2.0 else (1,)
+    every = [(digit, power) for power in range(int(np.floor(low)), int(np.floor(high)) + 1) for digit in leading]
+    return [(digit, power) for digit, power in every if low <= power + float(np.log10(digit)) <= high]
+
+
+def _seconds(leading: int, power: int) -> str:
     unit, base = next(((unit, base) for unit, base in (("s", 0), ("ms", -3), ("µs", -6)) if power >= base), ("ns", -9))
-    return f"{10 ** (power - base)} {unit}"
+    return f"{leading * 10 ** (power - base)} {unit}"
 
 
 def _points(predicted: Floats, measured: Floats, low: float, high: float, colour: str, side: int) -> list[str]:

@@ -1,6 +1,9 @@
 """Predicted against measured serving points: write docs/accuracy-serving.md.
 
-    python -m benchmarks.serving_accuracy DATA/serving/measured_aggregated.csv -o docs/accuracy-serving.md
+    python -m benchmarks.serving_accuracy DATA/serving/measured_aggregated.csv -o docs/accuracy-serving.md [--write]
+
+Scatter plots go into the folder `accuracy` beside the page. `--write` puts the errors of steps into the engine profiles
+of the catalogue (`step_error`): plans at a stated confidence are made with them.
 
 Takes minutes: every (model, device, engine) group is also predicted with parameters that its rows had no part in.
 """
@@ -9,17 +12,18 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.fit_engines import PARAMETERS, around, left_out, sample
+from benchmarks.serving_errors import StepError, error_table, step_errors, write_step_errors
 from benchmarks.serving_rows import Floats, Row, measured, read_rows, simulate
+from benchmarks.serving_scatter import batch, write_plots
 from specs.catalog import load_engine
 from specs.document import write_atomically
 
-BATCHES = ((1, 4), (5, 16), (17, 64), (65, 16384))
 LIMITS_S = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1)  # on TPOT, where choices are judged
 
 INTRODUCTION = """\
@@ -39,6 +43,18 @@ does: the closed loop of the benchmark's clients, simulated on the operator late
 Rows that stand several times with the same figures are counted once.
 """
 
+CONFIDENCE = """\
+## What plans are made at
+
+`limits: {confidence: 90%}` makes every step of a plan longer by measured / predicted TPOT at that quantile: 90 % of the
+rows, of models and devices left out, took at most so many times what was predicted. Every (model, device, engine)
+counts the same, whatever the number of its rows. Linear between these quantiles (`step_error` in the engine profiles).
+"""
+PLOTS = """\
+## Predicted against measured, left out
+
+On the line a prediction is right, above it too slow.
+"""
 REMARKS = """\
 ## Where the error lives
 
@@ -68,8 +84,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--write", action="store_true", help="write step_error into the catalogue's engine profiles")
     arguments = parser.parse_args()
     rows, refused = read_rows(arguments.table)
+    catalogue, without = predictions(rows)
+    errors = step_errors(rows, without)
+    if arguments.write:
+        write_step_errors(errors)
+    pictures = write_plots(arguments.output.parent, rows, without)
+    write_atomically(arguments.output, page(rows, refused, catalogue, without, errors, pictures))
+
+
+def predictions(rows: Sequence[Row]) -> tuple[Floats, Floats]:
+    """(rows, 2) seconds, twice: by the catalogue's engine profiles, and by those that a row's group had no part in."""
     catalogue, without = np.full((len(rows), 2), np.nan), np.full((len(rows), 2), np.nan)
     for name in sorted({row.deployment.engine for row in rows}):
         own = np.array([row.deployment.engine == name for row in rows])
@@ -80,11 +107,18 @@ def main() -> None:
             sampled = sample(of_engine)
             without[own] = left_out(base, of_engine, sampled, around(base, sampled))
         print(f"{name}: {own.sum()} rows", flush=True)
-    write_atomically(arguments.output, page(rows, refused, catalogue, without))
+    return catalogue, without
 
 
-def page(rows: Sequence[Row], refused: Sequence[str], catalogue: Floats, without: Floats) -> str:
-    """The whole page. `catalogue` and `without` (left out): (rows, 2) seconds."""
+def page(
+    rows: Sequence[Row],
+    refused: Sequence[str],
+    catalogue: Floats,
+    without: Floats,
+    errors: Mapping[str, StepError],
+    pictures: str,
+) -> str:
+    """The whole page. `catalogue` and `without` (left out): (rows, 2) seconds; `pictures`: links to the plots."""
     missing = int(np.isnan(catalogue[:, 0]).sum())
     whole = sum(row.times for row in rows)
     sections = [
@@ -93,19 +127,16 @@ def page(rows: Sequence[Row], refused: Sequence[str], catalogue: Floats, without
         "## By engine\n\n" + _table("engine", rows, catalogue, without, lambda row: row.deployment.engine),
         "## By model, device and engine\n\n"
         + _table("model, device, engine", rows, catalogue, without, lambda row: ", ".join(row.group)),
-        "## By requests in flight\n\n" + _table("concurrency", rows, catalogue, without, _batch),
+        "## By requests in flight\n\n" + _table("concurrency", rows, catalogue, without, batch),
         "## Choosing a layout\n\n"
         + _regret_text("catalogue", rows, catalogue)
         + "\n"
         + _regret_text("left out", rows, without),
+        f"{CONFIDENCE}\n{error_table(errors)}",
+        f"{PLOTS}\n{pictures}",
         REMARKS,
     ]
     return "\n".join(sections)
-
-
-def _batch(row: Row) -> str:
-    low, high = next(span for span in BATCHES if span[0] <= row.point.concurrency <= span[1])
-    return f"{low:3} to {high}" if high < BATCHES[-1][1] else f"{low:3} and more"
 
 
 def _table(what: str, rows: Sequence[Row], catalogue: Floats, without: Floats, key: Callable[[Row], str]) -> str:

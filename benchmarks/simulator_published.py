@@ -1,6 +1,6 @@
 """The simulator beside what papers report, from inputs that they published; prints the tables of `docs/simulation.md`.
 
-    python -m benchmarks.simulator_published DATA [--only orca sarathi] [-o benchmarks/results/cpu/simulator_published.json]
+    python -m benchmarks.simulator_published DATA [--only orca sarathi] [-o RESULTS.json]
 
 DATA is a folder with `profiles/` (DistServe's and Splitwise's own) and `traces/` (Azure 2023, Mooncake conversation).
 No result of a paper is an input; rows without a published figure say what led to the next one.

@@ -1,34 +1,56 @@
-"""Speed of the fast simulator beside the oracle, on a recorded trace; both in this run, both on the same requests.
+"""Speed of the compiled simulator beside the oracle, and whether both say the same, bit for bit.
 
-    python benchmarks/simulator_speed.py TRACE [--format azure] [--rate 20] [--seconds 600] [--replicas 4 8]
+    python -m benchmarks.simulator_speed [--mooncake TRACE] [-o benchmarks/results/cpu/simulator_speed.json]
+
+One run prints requests per CPU second of both on the recorded conversations of Azure (8 replicas), on those of Mooncake
+where the file is given (prefix cache, paged blocks, preemption), the cost of a request against the number of replicas
+and of requests (each in a process of its own, for its peak memory), and what a first user waits for the compiler.
+CPU seconds are the best of three runs, of the oracle one run.
 
 Step times are those of a 70B dense model on four 80 GB devices, near enough: they are stated here, not fitted, so that
-the figures do not move with the cost model. Prints CPU seconds (best of `--repeat` for the fast path, one run of the
-oracle), requests per CPU second, and the largest difference between the two.
+the figures do not move with the cost model.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from planner.cost.step_times import StepTimes
-from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, simulate_fleet
-from specs.deployment import SLO, PercentileLimit
+from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, native, simulate_fleet
 from specs.plan import Limits, Route, Scheduling
-from specs.traffic import read_trace
+from specs.traffic import Trace, read_trace
 
-SLO_CHAT = SLO(
-    percentiles=(
-        PercentileLimit(metric="ttft", percentile=90, limit_s=1.0),
-        PercentileLimit(metric="tpot", percentile=90, limit_s=0.05),
-    )
-)
+AZURE = Path(__file__).parent.parent / "specs" / "examples" / "traces" / "azure_2023_conversation.csv.gz"
+ROUTES = (Route(request_class="chat", group="chat", share=1.0),)
+UNIT_TOKENS = 512  # of the prefix ids in Mooncake's traces
+MOST_EVENTS = 10**12
+REPLICAS = (1, 10, 100, 1000)
+REQUESTS = (10_000, 100_000, 1_000_000)
+COLD_START = """
+import resource, time
+from planner.simulate import native
+start = time.perf_counter()
+native.library()
+compiler = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(time.perf_counter() - start, compiler.ru_utime + compiler.ru_stime)
+"""
 
 
-def replica(window_tokens: int | None = None) -> ReplicaModel:
+def replica(max_model_len: int = 32_768, num_blocks: int = 24_000, *, prefix_caching: bool = False) -> ReplicaModel:
     """70B, four devices: 18 ms to stream the weights, 65 us a token of compute once that is more."""
     budget, seats = 2048, 256
     times = StepTimes(
@@ -37,78 +59,163 @@ def replica(window_tokens: int | None = None) -> ReplicaModel:
         sequence_s=1e-5,
         decode_launch_s=4e-4,
         decode_context_token_s=2.9e-8,
-        decode_window_token_s=0.0 if window_tokens is None else 2.9e-8,
-        window_tokens=window_tokens,
+        decode_window_token_s=0.0,
+        window_tokens=None,
         prefill_launch_s=4e-4,
         prefill_pair_s=1.2e-9,
-        prefill_window_pair_s=0.0 if window_tokens is None else 1.2e-9,
+        prefill_window_pair_s=0.0,
         prefill_context_token_s=2e-9,
         request_s=0.005,
         lanes=1,
     )
-    limits = Limits(max_num_seqs=seats, max_num_batched_tokens=budget, max_model_len=32768)
-    return ReplicaModel(times, limits, num_blocks=24_000, block_size_tokens=16, scheduling=Scheduling())
+    limits = Limits(max_num_seqs=seats, max_num_batched_tokens=budget, max_model_len=max_model_len)
+    return ReplicaModel(times, limits, num_blocks, 16, Scheduling(), prefix_caching)
 
 
-def run(workload: Workload, replicas: int, *, exact: bool, refute: bool) -> tuple[FleetResult, float]:
-    """The result and the CPU seconds it took."""
-    groups = (FleetGroup("chat", replicas, replica()),)
-    routes = (Route(request_class="chat", group="chat", share=1.0),)
+def workload_of(trace: Trace, *, prefixes: bool = False) -> Workload:
+    units = trace.sharing.units(UNIT_TOKENS) if prefixes and trace.sharing is not None else None
+    count = np.zeros(len(trace), np.int64)
+    return Workload(("chat",), count, trace.arrival_s, trace.prompt_tokens, trace.output_tokens, prefixes=units)
+
+
+def serve(model: ReplicaModel, replicas: int, workload: Workload, *, exact: bool) -> FleetResult:
+    groups = (FleetGroup("chat", replicas, model),)
+    return simulate_fleet(groups, ROUTES, workload, exact=exact, max_events=MOST_EVENTS)
+
+
+def cpu_seconds(run: Callable[[], FleetResult], times: int) -> tuple[FleetResult, float]:
+    """The result, and the CPU seconds of the quickest run."""
+    best_s = float("inf")
+    for _ in range(times):
+        start = time.process_time()
+        result = run()
+        best_s = min(best_s, time.process_time() - start)
+    return result, best_s
+
+
+def equal(left: FleetResult, right: FleetResult) -> bool:
+    """Every field, bit for bit."""
+    pairs = ((getattr(left, field.name), getattr(right, field.name)) for field in fields(FleetResult))
+    return all(np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
+
+
+def compare(name: str, model: ReplicaModel, replicas: int, workload: Workload, *, oracle: bool) -> dict[str, Any]:
+    """Both simulators on one workload."""
+    compiled, compiled_s = cpu_seconds(lambda: serve(model, replicas, workload, exact=False), 3)
+    load = compiled.groups[0]
+    row: dict[str, Any] = {
+        "workload": name,
+        "requests": len(workload),
+        "replicas": replicas,
+        "steps": load.steps,
+        "preemptions": load.preemptions,
+        "hit_share": round(load.hit_tokens / max(1, load.looked_up_tokens), 4),
+        "compiled_cpu_s": round(compiled_s, 4),
+        "compiled_requests_per_s": round(len(workload) / compiled_s),
+    }
+    if oracle:
+        stepped, oracle_s = cpu_seconds(lambda: serve(model, replicas, workload, exact=True), 1)
+        row |= {
+            "oracle_cpu_s": round(oracle_s, 2),
+            "oracle_requests_per_s": round(len(workload) / oracle_s),
+            "times_faster": round(oracle_s / compiled_s),
+            "equal": equal(compiled, stepped),
+        }
+    return row
+
+
+def over_replicas(workload: Workload) -> list[dict[str, Any]]:
+    """The same requests on more and more replicas: each decodes alone in the end, so there are more steps."""
+    return [compare("azure", replica(), replicas, workload, oracle=False) for replicas in REPLICAS]
+
+
+def drawn(requests: int, rate_per_s: float = 20.0) -> Workload:
+    """Poisson arrivals with the lengths of recorded requests, drawn with replacement."""
+    random, trace = np.random.default_rng(1), read_trace(AZURE, "azure")
+    rows = random.integers(0, len(trace), requests)
+    arrival_s = np.cumsum(random.exponential(1 / rate_per_s, requests))
+    count = np.zeros(requests, np.int64)
+    return Workload(("chat",), count, arrival_s, trace.prompt_tokens[rows], trace.output_tokens[rows])
+
+
+def one_size(requests: int) -> dict[str, Any]:
+    """One run of so many requests, with the peak memory of this process."""
+    workload = drawn(requests)
     start = time.process_time()
-    result = simulate_fleet(groups, routes, workload, exact=exact, refute={"chat": SLO_CHAT} if refute else None)
-    return result, time.process_time() - start
+    result = serve(replica(), 8, workload, exact=False)
+    seconds = time.process_time() - start
+    return {
+        "requests": requests,
+        "steps": result.groups[0].steps,
+        "cpu_s": round(seconds, 3),
+        "us_per_request": round(1e6 * seconds / requests, 2),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
 
 
-def difference(left: FleetResult, right: FleetResult) -> float:
-    """Largest relative difference between two results, over TTFT and end-to-end time of every request."""
-    return max(
-        float(np.nanmax(np.abs(a - b) / np.maximum(np.abs(a), 1e-12)))
-        for a, b in ((left.ttft_s, right.ttft_s), (left.e2e_s, right.e2e_s))
-    )
+def over_requests() -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "benchmarks.simulator_speed", "--only-requests"]
+    runs = (subprocess.run([*command, str(count)], check=True, capture_output=True, text=True) for count in REQUESTS)
+    return [json.loads(run.stdout) for run in runs]
+
+
+def cold_start() -> dict[str, float]:
+    """Seconds until the simulator is loaded: the first time, with the compiler, and from the cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "CAPSTAN_CACHE": folder}
+        command = [sys.executable, "-c", COLD_START]
+        first, second = (
+            subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+            for _ in range(2)
+        )
+    return {
+        "compile_wall_s": round(float(first[0]), 3),
+        "compile_cpu_s": round(float(first[1]), 3),
+        "cached_wall_s": round(float(second[0]), 4),
+    }
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    print(f"\n{title}")
+    for row in rows:
+        print(
+            "  "
+            + ", ".join(f"{key} {value:,}" if type(value) is int else f"{key} {value}" for key, value in row.items())
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trace")
-    parser.add_argument("--format", default="azure", choices=("azure", "mooncake", "sharegpt", "csv"))
-    parser.add_argument("--rate", type=float, default=20.0)
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--replicas", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--no-oracle", action="store_true", help="the fast path only")
+    parser.add_argument("--mooncake", type=Path, help="Mooncake's conversation trace (JSON lines, or gzipped)")
+    parser.add_argument("--no-oracle", action="store_true", help="the compiled simulator only")
+    parser.add_argument("--only-requests", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("-o", "--output", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
-
-    start = time.process_time()
-    trace = read_trace(options.trace, options.format).scaled(options.rate).busiest(options.seconds)
-    count = len(trace)
-    print(f"{count} requests, read, scaled and cut in {time.process_time() - start:.3f} s CPU")
-    workload = Workload(
-        ("chat",), np.zeros(count, np.int64), trace.arrival_s, trace.prompt_tokens, trace.output_tokens, options.seconds
-    )
-    for replicas in options.replicas:
-        for refute in (False, True):
-            runs = [run(workload, replicas, exact=False, refute=refute) for _ in range(options.repeat)]
-            fast, fast_s = min(runs, key=lambda pair: pair[1])
-            p90 = (
-                "refuted: " + fast.refuted_early
-                if fast.refuted_early
-                else (
-                    f"p90 TTFT {fast.percentile_s('ttft', 90):.3f} s, "
-                    f"p90 TPOT {1e3 * fast.percentile_s('tpot', 90):.1f} ms, "
-                    f"utilisation {fast.utilisation(0):.2f}, preemptions {fast.groups[0].preemptions}"
-                )
-            )
-            print(
-                f"{replicas} replicas{', with limits' if refute else ''}: fast {fast_s:.3f} s CPU, "
-                f"{count / fast_s:,.0f} requests/s, {fast.events} jumps for {fast.groups[0].steps} steps; {p90}"
-            )
-        if not options.no_oracle:
-            oracle, oracle_s = run(workload, replicas, exact=True, refute=False)
-            plain, plain_s = run(workload, replicas, exact=False, refute=False)
-            print(
-                f"{replicas} replicas: oracle {oracle_s:.2f} s CPU ({oracle_s / plain_s:.0f}x the fast path), "
-                f"largest relative difference {difference(oracle, plain):.1e}"
-            )
+    if options.only_requests:
+        print(json.dumps(one_size(options.only_requests)))
+        return
+    if native.library() is None:
+        raise SystemExit("there is no compiled simulator to measure")
+    azure = workload_of(read_trace(AZURE, "azure"))
+    compared = [compare("azure", replica(), 8, azure, oracle=not options.no_oracle)]
+    if options.mooncake is not None:
+        mooncake = workload_of(read_trace(options.mooncake, "mooncake"), prefixes=True)
+        model = replica(160_000, 12_000, prefix_caching=True)  # 12,000 blocks of 16 tokens: little more than one prompt
+        compared.append(compare("mooncake", model, 6, mooncake, oracle=not options.no_oracle))
+    report = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "compared": compared,
+        "over_replicas": over_replicas(azure),
+        "over_requests": over_requests(),
+        "cold_start": cold_start(),
+    }
+    show("Compiled and oracle", compared)
+    show("Azure's requests on more and more replicas", report["over_replicas"])  # type: ignore[arg-type]
+    show("More and more requests on 8 replicas", report["over_requests"])  # type: ignore[arg-type]
+    show("Until the simulator is loaded", [report["cold_start"]])  # type: ignore[list-item]
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

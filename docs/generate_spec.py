@@ -33,7 +33,6 @@ NOT_HONOURED = {
     "traffic[].window": "traffic is planned for the whole day",
     "traffic[].throughput": "throughput is not a limit; state a rate and an slo",
     "limits.survive_node_failures": "plans keep no spare nodes; only 0 is taken",
-    "limits.confidence": "plans are made at the cost model's central estimate",
     "limits.power": "power is not limited",
 }
 PARTLY = {
@@ -50,6 +49,10 @@ PARTLY = {
     "hardware.network.bandwidth": "used for pipeline stages on several nodes",
     "hardware.network.latency": "used for pipeline stages on several nodes",
     "limits.utilisation": "the promises hold at 1 / this share of the traffic (85%: at 118 % of it)",
+    "limits.confidence": (
+        "steps are planned to take as many times their predicted seconds as that share of measured ones did at most; "
+        "from 50% to the largest quantile known, 95%"
+    ),
 }
 INTRODUCTION = """\
 # The deployment spec, statement by statement

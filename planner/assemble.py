@@ -10,6 +10,7 @@ from typing import Literal
 from planner.cost.bound import optimistic_work_s
 from planner.cost.energy import grams_co2, grams_co2_per_million_tokens
 from planner.cost.latency import borrowed_note, unmeasured_note
+from planner.cost.margin import margin_note
 from planner.discards import discarded_configurations
 from planner.group_power import group_power_w
 from planner.optimize.certify import recheck
@@ -148,6 +149,7 @@ def _predictions(problem: Problem, decision: Decision) -> Predictions:
     for item in decision.bought:
         family = item.column.family
         sources.append(unmeasured_note(family.device, family.profile, family.weights_dtype))
+    sources.append(margin_note(problem.facts.engines, problem.spec.limits.confidence))
     notes = [note for note in dict.fromkeys(sources) if note is not None]
     notes += [f"{window.request_class}: {note}" for window in problem.windows for note in window.notes]
     for index in range(len(decision.bought)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from planner.cost.margin import margin_note
 from specs.plan import Binding, Discarded, Plan
 
 MOST_MISSES = 8
@@ -59,8 +60,9 @@ def explain(plan: Plan) -> Explanation:
         f"{sum(check.holds for check in certificate.checks)} of {len(certificate.checks)} laws hold in the re-check "
         "without the solver",
     ]
+    margin = margin_note(plan.engines, plan.spec["limits"]["confidence"])
     return Explanation(
-        summary=tuple(summary),
+        summary=(*summary, margin) if margin else tuple(summary),
         binding=plan.binding,
         pools=tuple(_pool(plan, pool) for pool in plan.spec["hardware"]["pools"]),
         nearest_misses=nearest_misses(plan),

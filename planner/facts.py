@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from planner.cost.margin import step_margin
 from specs.architecture import Architecture, load_architecture
 from specs.catalog import load_device, load_engine, load_profile
 from specs.deployment import DeploymentSpec, NetworkSpec, PoolSpec
@@ -30,6 +31,7 @@ class Facts:
     profiles: dict[str, DeviceProfile]  # by the pools' device names
     engines: dict[str, EngineProfile]
     network: NetworkSpec
+    margins: dict[str, float]  # by engine: what steps are planned to take, in multiples of what is predicted
 
     def device_of(self, pool: PoolSpec) -> DeviceFacts:
         """The device as it stands in `pool`."""
@@ -59,7 +61,8 @@ def load_facts(spec: DeploymentSpec, base_dir: str | Path, machine: Machine | No
     engines: dict[str, EngineProfile] = {name: load_engine(name) for name in spec.choices.engine}
     if machine is not None:
         engines |= {engine.name: engine for engine in machine.engines if engine.name in engines}
-    return Facts(architectures, devices, profiles, engines, spec.hardware.network)
+    margins = {name: step_margin(engine, spec.limits.confidence) for name, engine in engines.items()}
+    return Facts(architectures, devices, profiles, engines, spec.hardware.network, margins)
 
 
 class _at:  # noqa: N801 - reads as a phrase: `with _at("models.chat")`

@@ -8,9 +8,10 @@ An `EngineProfile` is how one serving engine (vllm, sglang, trtllm, capstan) spe
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from specs.document import Document, DType, Frozen
 
@@ -157,7 +158,19 @@ class EngineProfile(Document):
     idle_seats: NonNegativeInt = 0  # of those that a batch limit states, left free in practice
     batch_wait_steps: NonNegativeInt = 0  # that a prompt waits for company, unless the token budget is full
     releases: tuple[EngineRelease, ...] = ()  # oldest first
+    step_error: dict[str, PositiveFloat] = Field(default_factory=dict)  # "90%": measured / predicted seconds of a step
     sources: dict[str, str]
+
+    @field_validator("step_error")
+    @classmethod
+    def _check_step_error(cls, ratios: dict[str, float]) -> dict[str, float]:
+        """Names are percentages below 100 %, from the median on; names and ratios ascend."""
+        shares = [quantile_share(name) for name in ratios]
+        if shares and (shares[0] != 0.5 or shares[-1] >= 1.0 or any(a >= b for a, b in pairwise(shares))):
+            raise ValueError(f"quantiles {', '.join(ratios)}: expected 50%, then ascending ones below 100%")
+        if any(a > b for a, b in pairwise(ratios.values())):
+            raise ValueError("the ratios of higher quantiles must not be smaller")
+        return ratios
 
     def at(self, version: str) -> EngineProfile:
         """The profile of a release; a blank version, or one that is no number, is the profile's own."""
@@ -167,6 +180,13 @@ class EngineProfile(Document):
                 changes = release.model_dump(exclude={"before"}, exclude_none=True)
                 return self.model_copy(update=changes)
         return self
+
+
+def quantile_share(name: str) -> float:
+    """The share that a quantile's name states: 90% -> 0.9. `ValueError` where it is no percentage."""
+    if not re.fullmatch(r"\d+(\.\d+)?%", name):
+        raise ValueError(f"{name!r} is no quantile, such as 90%")
+    return float(name[:-1]) / 100.0
 
 
 def _numbers(version: str) -> tuple[int, ...]:

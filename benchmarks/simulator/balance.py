@@ -59,6 +59,8 @@ def work_rows(count: int) -> list[Row]:
         scheduling = Scheduling(order=order, preemption="swap", mlfq_quantum_tokens=8)
         busy_s = serve(flat_server(scheduling=scheduling), workload).groups[0].busy_s[0]
         rows.append(Row(f"work conservation, {order}: busy seconds = steps asked for", STEP_S * steps.sum(), busy_s))
+    anew_s = serve(flat_server(scheduling=Scheduling(order="srpt")), workload).groups[0].busy_s[0]
+    rows.append(Row("srpt with preemption by recompute: busy seconds over steps asked for", None, anew_s / busy_s))
     return rows
 
 
@@ -91,7 +93,7 @@ def fairness_rows(requests: int = 1500) -> list[Row]:
     bound = 2 * max(PROMPT_WEIGHT * int(workload.prompt_tokens.max()), OUTPUT_WEIGHT * capacity)
     gaps = {}
     for order in ("vtc", "fcfs"):
-        scheduling = Scheduling(order=order, output_reserve=1.0)  # type: ignore[arg-type]
+        scheduling = Scheduling(order=order, output_reserve=1.0)
         times = replace(FREE, tokens_s=(STEP_S,) * 4097)
         model = replica(times, 64, blocks=capacity // block, block_size=block, scheduling=scheduling)
         gaps[order] = service_gap(model, workload)

@@ -40,4 +40,5 @@ def lognormal(median: float, p90: float, count: int, seed: int) -> Ints:
     """Token counts of a lognormal with that median and 90th percentile, at least one."""
     normal = np.random.Generator(np.random.PCG64(seed)).standard_normal(count)
     values = median * np.exp(np.log(p90 / median) / 1.2815515594 * normal)
-    return np.maximum(1, np.rint(values)).astype(np.int64)
+    tokens: Ints = np.maximum(1, np.rint(values)).astype(np.int64)
+    return tokens

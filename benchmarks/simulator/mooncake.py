@@ -1,4 +1,4 @@
-"""Prefix hits on Mooncake's conversation trace (Qin et al., FAST 2025): what an unlimited cache finds, and a limited one.
+"""Prefix hits on Mooncake's conversation trace (Qin et al., FAST 2025), with an unlimited cache and with limited ones.
 
 The share of prompt blocks (512 tokens) that some earlier request had computed. Steps cost next to nothing here, so that
 one replica can hold the whole fleet's cache, as the paper's pool does, without a queue.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -42,17 +44,24 @@ def read(data: Path) -> Workload:
     )
 
 
-def counted(workload: Workload) -> float:
-    """By counting: blocks whose id an earlier request had, from the start of a prompt on, over all blocks."""
+def counted(workload: Workload, capacity: float = math.inf) -> float:
+    """By counting: blocks of which all up to there are known from earlier requests, over all blocks of prompts.
+
+    Beyond `capacity` blocks the least recently used is forgotten, a request's last before its first; nothing is timed.
+    """
     assert workload.prefixes is not None
-    known: set[int] = set()
+    known: OrderedDict[int, None] = OrderedDict()
     hits = blocks = 0
     for request, prompt in enumerate(workload.prompt_tokens.tolist()):
         units = workload.prefixes.of(request)
         found = next((count for count, unit in enumerate(units) if unit not in known), len(units))
         hits += min(found, (prompt - 1) // UNIT)  # the last token is computed in any case
         blocks += -(-prompt // UNIT)
-        known.update(units)
+        for unit in reversed(units):
+            known[unit] = None
+            known.move_to_end(unit)
+        while len(known) > capacity:
+            known.popitem(last=False)
     return hits / blocks
 
 
@@ -76,14 +85,22 @@ def rows(data: Path, replicas: int = 8) -> list[Row]:
     workload = read(data)
     everything = int(len(workload) + (workload.prompt_tokens + workload.output_tokens).sum() // UNIT)
     unlimited = hit_rate(served(workload, everything), workload)
+    name = "Mooncake conversation"
     table = [
-        Row("Mooncake conversation: cache ratio, table 2", 0.40, unlimited),
-        Row("the same beside a count over the file", counted(workload), unlimited),
+        Row(f"{name}: cache ratio, table 2", 0.40, unlimited),
+        Row(f"{name}: the same beside a count over the file", counted(workload), unlimited),
     ]
     for blocks in POOLED:
-        table.append(Row(f"one pool of {blocks:,} blocks, LRU", None, hit_rate(served(workload, blocks), workload)))
+        found = hit_rate(served(workload, blocks), workload)
+        table.append(Row(f"{name}: one pool of {blocks:,} blocks, beside a count", counted(workload, blocks), found))
     each = POOLED[-1] // replicas
     for router in ("round_robin", "least_outstanding", "prefix_aware"):
-        rate = hit_rate(served(workload, each, replicas, router), workload)  # type: ignore[arg-type]
-        table.append(Row(f"{replicas} replicas of {each:,} blocks each, {router.replace('_', ' ')}", None, rate))
+        rate = hit_rate(served(workload, each, replicas, router), workload)
+        table.append(
+            Row(
+                f"Mooncake conversation: {replicas} replicas of {each:,} blocks each, {router.replace('_', ' ')}",
+                None,
+                rate,
+            )
+        )
     return table

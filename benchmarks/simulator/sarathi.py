@@ -8,7 +8,7 @@ Llama-2-70B ran in pipelines over Ethernet, of which no profile is at hand.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from specs.document import DType
 from specs.plan import Layout, Limits, Scheduling
 
 SEATS = 128  # of vLLM and of Sarathi-Serve (its repository, osdi-experiments/figure-5-6)
-DELAY_S = 2.0  # the paper's limit on the median scheduling delay; here on the median TTFT, which contains it
+DELAY_S = 2.0  # the limit on the median of the delay before a request is scheduled
 YI_34B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -45,14 +45,15 @@ YI_34B: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its GPUs, its limits on the P99 gap between tokens (table 3) and the ratio that is reported."""
+    """A model, its GPUs, its limits on the P99 gap between tokens (table 3) and the ratios that are reported."""
 
     name: str
     source: str | Mapping[str, Any]
     tensor_parallel: int
     strict_s: float
     relaxed_s: float
-    ratio: float
+    up_to: float
+    ratios: Mapping[str, float] = field(default_factory=dict)  # by limit, of sharegpt4 (sections 5.1 and 5.2)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Trace:
 
 CASES = (
     Case("Mistral-7B, one A100", "mistralai/Mistral-7B-v0.3", 1, 0.1, 0.5, 2.6),
-    Case("Yi-34B, two A100", YI_34B, 2, 0.2, 1.0, 3.7),
+    Case("Yi-34B, two A100", YI_34B, 2, 0.2, 1.0, 3.7, {"strict": 3.7, "relaxed": 1.65}),
 )
 TRACES = (
     Trace("sharegpt4", (1730, 5696), (415, 834), 8192),
@@ -98,9 +99,11 @@ def served(case: Case, policy: Literal["prefill_first", "mixed_chunked"], budget
 
 
 def holds(model: ReplicaModel, workload: Workload, gap_s: float, rate: float) -> bool:
-    """Whether the 99th percentile of the gaps between tokens is met and the queue does not grow."""
-    result, gaps_s = serve_with_gaps(model, at_rate(workload, rate))
-    return float(np.percentile(gaps_s, 99)) <= gap_s and float(np.median(result.ttft_s)) <= DELAY_S
+    """Whether the 99th percentile of the gaps between tokens is met and requests do not queue."""
+    arriving_so = at_rate(workload, rate)
+    result, gaps_s = serve_with_gaps(model, arriving_so)
+    delay_s = result.starts_s(arriving_so) - result.arrivals_s(arriving_so)
+    return float(np.percentile(gaps_s, 99)) <= gap_s and float(np.median(delay_s)) <= DELAY_S
 
 
 def rows(requests: int = 1024) -> list[Row]:
@@ -118,8 +121,9 @@ def rows(requests: int = 1024) -> list[Row]:
                     for model in (first, chunked)
                 ]
                 ratios.append(rates[1] / rates[0] if rates[0] else float("inf"))
-                what = f"{case.name}, {trace.name}, P99 gap {gap_s:g} s ({name}): prefill-first"
-                table.append(Row(f"{what} sustains, requests/s", None, rates[0]))
-                table.append(Row(f"chunks of {budget} in its place, times", None, ratios[-1]))
-        table.append(Row(f"{case.name}: capacity by chunked prefill, up to, times", case.ratio, max(ratios)))
+                published = case.ratios.get(name) if trace is TRACES[0] else None
+                what = f"Sarathi-Serve, {case.name}, {trace.name}, P99 gap {gap_s:g} s ({name})"
+                table.append(Row(f"{what}: prefill-first, requests/s", None, rates[0]))
+                table.append(Row(f"{what}: chunks of {budget} over it, times", published, ratios[-1]))
+        table.append(Row(f"Sarathi-Serve, {case.name}: up to, times", case.up_to, max(ratios)))
     return table

@@ -25,17 +25,30 @@ class LoggedTimes(StepTimes):
         return seconds
 
 
-def serve_with_gaps(model: ReplicaModel, workload: Workload) -> tuple[FleetResult, NDArray[np.float64]]:
-    """The result of one replica, stepped, and the gap before every output token but the first, in seconds.
+def logged(group: FleetGroup) -> FleetGroup:
+    """The group with replicas that log their steps each; only the oracle asks for the time of every step."""
+    values = {item.name: getattr(group.model.times, item.name) for item in fields(StepTimes)}
+    models = (replace(group.model, times=LoggedTimes(**values)) for _ in range(group.replicas))
+    return replace(group, models=tuple(models))
+
+
+def token_gaps_s(group: FleetGroup) -> NDArray[np.float64]:
+    """The gap before every output token but the first of what a logged group served, in seconds.
 
     A sequence that decodes waits from its last token to the end of the next step that decodes; while anything decodes
-    no replica is idle, so gaps are sums of steps. Right for outputs of two tokens or more and without preemption.
+    no replica is idle, so gaps are sums of steps. Right for outputs of two tokens or more, without preemption, and
+    for decode groups but for the wait of a sequence that was handed over.
     """
-    times = LoggedTimes(**{item.name: getattr(model.times, item.name) for item in fields(model.times)})
+    times = (model.times for model in group.models or ())
+    return np.concatenate([_gaps(item.log) for item in times if isinstance(item, LoggedTimes)])
+
+
+def serve_with_gaps(model: ReplicaModel, workload: Workload) -> tuple[FleetResult, NDArray[np.float64]]:
+    """The result of one replica, stepped, and its token gaps."""
+    group = logged(FleetGroup("one", 1, model))
     routes = (Route(request_class="all", group="one", share=1.0),)
-    group = FleetGroup("one", 1, replace(model, times=times))
     result = simulate_fleet((group,), routes, workload, exact=True)
-    return result, _gaps(times.log)
+    return result, token_gaps_s(group)
 
 
 def _gaps(log: list[tuple[float, int, int]]) -> NDArray[np.float64]:

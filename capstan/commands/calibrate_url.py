@@ -97,7 +97,7 @@ def _measured(
 
 def _fit(plan: Plan, group: ReplicaGroup, replicas: int, seen: Measurements) -> FittedOverheads:
     from planner.estimate.overheads import fit_overheads, observed_loops
-    from planner.simulate_plan import replica_model
+    from planner.plan_simulation.simulate import replica_model
 
     engine = plan.engines[group.engine]
     try:
@@ -110,7 +110,7 @@ def _fit(plan: Plan, group: ReplicaGroup, replicas: int, seen: Measurements) -> 
             observed,
             engine,
             lambda changed: replica_model(
-                plan.model_copy(update={"engines": {**plan.engines, group.engine: changed}}), group
+                plan.model_copy(update={"engines": {**plan.engines, group.engine: changed}}), group, central=True
             ),
             replicas,
             progress,

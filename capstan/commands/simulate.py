@@ -15,7 +15,7 @@ from capstan.input_files import read_plan, with_engine_profile
 from specs.errors import InputError, nearest_names
 
 if TYPE_CHECKING:
-    from planner.simulate_policies import Policies
+    from planner.plan_simulation.policies import Policies
     from specs.deployment import TraceFormat
     from specs.plan import Plan
 
@@ -36,7 +36,7 @@ def run_simulate(
     engine_profile: Path | None = None,
 ) -> None:
     """Simulate and print percentiles, attainment, load; the verdict does not change the exit code."""
-    from planner.simulate_plan import simulate_plan
+    from planner.plan_simulation.simulate import simulate_plan
 
     chosen = None if trace_format is None else _known_format(trace_format)
     document = with_engine_profile(read_plan(plan), engine_profile)
@@ -70,7 +70,7 @@ def run_simulate(
 
 def under_traffic(plan: Plan, file: Path) -> tuple[Plan, list[str]]:
     """The plan under the traffic of another spec, and where its classes go; nothing else in that spec is looked at."""
-    from planner.simulate_traffic import with_traffic
+    from planner.plan_simulation.traffic import with_traffic
     from specs.deployment import read_deployment, unhonoured_statements
     from specs.errors import NotHonouredError
 

@@ -1,4 +1,4 @@
-"""The policies that `capstan simulate` is told on the command line, as `planner.simulate_policies.Policies`."""
+"""The policies that `capstan simulate` is told on the command line, as `planner.plan_simulation.policies.Policies`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from specs.errors import InputError
 
 if TYPE_CHECKING:
+    from planner.plan_simulation.policies import Policies
     from planner.simulate.faults import Fault
-    from planner.simulate_policies import Policies
     from specs.plan import Speculation
 
 _FAULT = re.compile(r"(?P<group>.+):(?P<replica>\d+)@(?P<begin>[^-]+)-(?P<end>[^-]*)")
@@ -32,7 +32,7 @@ def policies_of(
     fail: Sequence[str],
 ) -> Policies:
     """What the options say; `InputError` where one cannot be read. Whether the plan can take them is told later."""
-    from planner.simulate_policies import Policies
+    from planner.plan_simulation.policies import Policies
 
     return Policies(
         order=order,

@@ -140,8 +140,8 @@ class _Part:
     @classmethod
     def of(cls, plan: Plan, path: Path, asked: VerifyOptions, one_group: bool) -> _Part:
         from capstan.commands.verify_traffic import of_model, one_replica
-        from planner.simulate_clients import is_closed_loop
-        from planner.simulate_traffic import planned_workload
+        from planner.plan_simulation.clients import is_closed_loop
+        from planner.plan_simulation.traffic import planned_workload
 
         group = asked.group
         if one_group and group is None and len(plan.groups) == 1:
@@ -164,8 +164,8 @@ class _Part:
     def _of_clients(cls, plan: Plan, path: Path, asked: VerifyOptions, group: str | None, seed: int) -> _Part:
         """A plan under a closed loop: its clients are those of one replica where a group is named."""
         from capstan.commands.verify_traffic import alone, of_model, workload_of_clients
+        from planner.plan_simulation.traffic import trace_folder
         from planner.simulate import declared_closed_loop
-        from planner.simulate_traffic import trace_folder
         from specs.deployment import DeploymentSpec
 
         for option, value in (("--rate", asked.rate), ("--scale", asked.scale), ("--concurrency", asked.concurrency)):

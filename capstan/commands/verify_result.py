@@ -30,6 +30,7 @@ def compare_result(path: Path, plan: Plan, group_id: str | None) -> dict[str, An
     """
     from capstan.commands.verify_traffic import limits_in_words
     from planner.estimate.observed import difference, measured_summary
+    from planner.plan_simulation.simulate import margin_notes
     from specs.deployment import DeploymentSpec
 
     seen = read_result(path, plan)
@@ -57,7 +58,7 @@ def compare_result(path: Path, plan: Plan, group_id: str | None) -> dict[str, An
         "endpoint": endpoint,
         "partial": seen.partial,
         "classes": classes,
-        "notes": list(seen.notes),
+        "notes": [*margin_notes(plan), *seen.notes],
     }
 
 
@@ -77,8 +78,8 @@ def _predicted(
 ) -> dict[str, Any]:
     from capstan.commands.verify_traffic import alone, predicted_open
     from planner.estimate.observed import predicted_closed_loop, workload_of_rows
+    from planner.plan_simulation.simulate import replica_model
     from planner.simulate import slos_of
-    from planner.simulate_plan import replica_model
     from specs.deployment import DeploymentSpec
 
     if group_id is not None:

@@ -148,6 +148,7 @@ def compared(
 ) -> dict[str, Any]:
     """By class: measured, predicted (simulated) for the very requests that were sent, and the difference."""
     from planner.estimate.observed import counted, difference, measured_summary
+    from planner.plan_simulation.simulate import margin_notes
     from planner.simulate import slos_of
 
     served = counted(workload, seen)
@@ -170,12 +171,12 @@ def compared(
         "endpoint": seen.endpoint.model_dump(mode="json") if seen.endpoint is not None else None,
         "partial": seen.partial,
         "classes": classes,
-        "notes": list(seen.notes),
+        "notes": [*margin_notes(plan), *seen.notes],
     }
 
 
 def predicted_open(plan: Plan, base_dir: Path, workload: Workload) -> dict[str, dict[str, Any]]:
-    from planner.simulate_plan import simulate_plan
+    from planner.plan_simulation.simulate import simulate_plan
 
     summary = simulate_plan(plan, base_dir, workload=workload)
     return {entry["class"]: entry for entry in summary["classes"]}
@@ -183,7 +184,7 @@ def predicted_open(plan: Plan, base_dir: Path, workload: Workload) -> dict[str, 
 
 def _closed(plan: Plan, workload: Workload, seen: Measurements, slos: Any) -> dict[str, dict[str, Any]]:
     from planner.estimate.observed import predicted_closed_loop
-    from planner.simulate_plan import replica_model
+    from planner.plan_simulation.simulate import replica_model
 
     names = list(dict.fromkeys(row.request_class for row in seen.requests))
     if len(plan.groups) != 1 or len(names) != 1:

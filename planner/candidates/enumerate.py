@@ -123,7 +123,7 @@ def _family(
             profile,
             engine,
             *widest_limits(choices),
-        ),
+        ).scaled(facts.margins[configuration.engine]),
     )
 
 

@@ -22,7 +22,7 @@ a simulator jump.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.cost.pieces import ChunkTable, DecodeTable
 
@@ -98,6 +98,36 @@ class StepTimes:
         if self.chunk_table is not None:
             seconds += self.chunk_table.chunk_s(new, cached)
         return seconds
+
+    def scaled(self, factor: float) -> StepTimes:
+        """Every second of a step `factor` times as long; `request_s`, which is in no step, as it is."""
+        if factor == 1.0:
+            return self
+        decode, window, chunk = self.decode_table, self.decode_window_table, self.chunk_table
+        return replace(
+            self,
+            tokens_s=tuple(factor * seconds for seconds in self.tokens_s),
+            sampled_s=tuple(factor * seconds for seconds in self.sampled_s),
+            decode_table=None if decode is None else replace(decode, seconds=factor * decode.seconds),
+            decode_window_table=None if window is None else replace(window, seconds=factor * window.seconds),
+            chunk_table=None if chunk is None else replace(chunk, seconds=factor * chunk.seconds),
+            **{name: factor * getattr(self, name) for name in _STEP_SECONDS},
+        )
+
+
+_STEP_SECONDS = (
+    "sequence_s",
+    "decode_launch_s",
+    "decode_context_token_s",
+    "decode_window_token_s",
+    "prefill_launch_s",
+    "prefill_pair_s",
+    "prefill_window_pair_s",
+    "prefill_context_token_s",
+    "prefill_step_s",
+    "host_token_s",
+    "eager_s",
+)
 
 
 def chunk_pairs(new_tokens: int, context_tokens: int) -> int:

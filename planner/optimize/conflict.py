@@ -1,8 +1,9 @@
 """Why there is no plan: the user's statements in conflict, and the least change to each that mends it.
 
-Only what the user wrote is questioned: what the pools hold, the budget, GPU limits, headroom, pins, each SLO limit, and
-the rate. Each question is asked by planning again without the statement, so an answer is as good as a plan: a statement
-whose removal alone mends the spec is in every conflict; of the others, a deletion filter keeps those that are needed.
+Only what the user wrote is questioned: what the pools hold, the budget, GPU limits, headroom, confidence, pins, each
+SLO limit, and the rate. Each question is asked by planning again without the statement, so an answer is as good as a
+plan: a statement whose removal alone mends the spec is in every conflict; of the others, a deletion filter keeps those
+that are needed.
 
 Most questions ask for any plan, not for the best one, and on the busiest part of the window; what is then offered as a
 mend is judged on all of it. How often a question may simulate is limited, so that the same spec gets the same answer on
@@ -41,6 +42,7 @@ COARSENESS = 1.05  # counts are tried in steps of one, large ones in steps of th
 MORE_NODES = 16  # a pool is enlarged up to so many times its size
 # An SLO limit is softened by these factors, and a rate is lowered to these shares of itself.
 SOFTER = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0, 10000.0)
+LESS_SURE = (0.9, 0.8, 0.7, 0.6, 0.5)  # confidences that are tried
 FEWER = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
@@ -198,7 +200,7 @@ class _Search:
     def _families(self, spec: DeploymentSpec) -> tuple[Family, ...]:
         """The configurations of a changed spec; those that are known already keep their step times."""
         base = self.problem
-        if spec.choices != base.spec.choices:
+        if spec.choices != base.spec.choices or spec.limits.confidence != base.spec.limits.confidence:
             return self._enumerated(spec)
         if spec.hardware == base.spec.hardware:
             return base.families
@@ -211,7 +213,7 @@ class _Search:
         return tuple(family for family in (*kept, *resized) if family.most_replicas)
 
     def _enumerated(self, spec: DeploymentSpec) -> tuple[Family, ...]:
-        base, key = self.problem, f"{spec.hardware}{spec.choices}"
+        base, key = self.problem, f"{spec.hardware}{spec.choices}{spec.limits.confidence}"
         if key not in self._enumerations:
             posed = pose(spec, base.base_dir, seed=base.seed, machine=base.machine)
             self._enumerations[key] = posed.families
@@ -243,10 +245,26 @@ class _Search:
                 full,
                 lambda decision: "limits.utilisation: 100% (no headroom)" if self.plan(full, whole=True) else None,
             )
+        if spec.limits.confidence is not None:
+            yield self._confidence(spec.limits.confidence)
         yield from self._pins()
         for index, traffic in enumerate(spec.traffic):
             if traffic.slo is not None:
                 yield from self._slo(index, traffic, traffic.slo)
+
+    def _confidence(self, stated: float) -> Statement:
+        def with_confidence(confidence: float | None) -> DeploymentSpec:
+            return _with(self.problem.spec, "limits", confidence=confidence)
+
+        def mend(decision: Decision) -> str | None:
+            lower = [share for share in LESS_SURE if share < stated]
+            most = self.first(lower, with_confidence)
+            if most is not None:
+                return f"limits.confidence: {most:.0%}"
+            none = self.plan(with_confidence(None), whole=True)
+            return None if none is None else "limits.confidence: none (steps as predicted)"
+
+        return Statement(f"limits.confidence: {100 * stated:.6g}%", with_confidence(None), mend)
 
     def _budget(self, cheapest: DeploymentSpec) -> str | None:
         decision = self.plan(cheapest, whole=True, best=True) or self.plan(cheapest, whole=True)

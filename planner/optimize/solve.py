@@ -89,6 +89,14 @@ def second_opinion(programme: Programme, *, time_limit_s: float = 10.0) -> float
     return float(pulp.value(problem.objective) or 0.0)
 
 
+def minimise(problem: Any, time_limit_s: float) -> tuple[str, str, float]:
+    """Solver name, true status and bound of any PuLP problem that minimises; its variables hold the values.
+
+    Raises `CapstanError` when no solver works, or none found a plan in time.
+    """
+    return _run(problem, time_limit_s)
+
+
 def _values(variables: dict[str, Any]) -> dict[str, int]:
     """The solver's values, those that are not zero."""
     rounded = {key: round(variable.varValue or 0.0) for key, variable in variables.items()}

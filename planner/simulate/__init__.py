@@ -1,14 +1,16 @@
 """Fleet simulation: the step-by-step oracle on the rules of service, and event jumps that equal it."""
 
+from planner.simulate.answers.over_time import kv_over_time, queue_over_time
+from planner.simulate.answers.steady import Stability, percentile_interval, stability, warm_up
+from planner.simulate.answers.summary import result_summary
+from planner.simulate.answers.tenants import Fairness, fairness
+from planner.simulate.answers.timeline import chrome_trace
 from planner.simulate.closed_loop import ClosedLoop, simulate_closed_loop
-from planner.simulate.declared import BUSIEST_S, LEAST_REQUESTS, declared_workload
-from planner.simulate.declared_loop import DeclaredLoop, declared_closed_loop
 from planner.simulate.faults import Fault
 from planner.simulate.fleet import MAX_EVENTS, simulate_fleet
 from planner.simulate.limits import Requirement, nearest_rank, requirements, slos_of, wilson_interval
 from planner.simulate.links import Handoff, Link
 from planner.simulate.model import FleetGroup, ReplicaModel, Workload
-from planner.simulate.over_time import kv_over_time, queue_over_time
 from planner.simulate.result import (
     REFUSALS,
     Attainment,
@@ -19,10 +21,8 @@ from planner.simulate.result import (
     attainment,
     meets,
 )
-from planner.simulate.steady import Stability, percentile_interval, stability, warm_up
-from planner.simulate.summary import result_summary
-from planner.simulate.tenants import Fairness, fairness
-from planner.simulate.timeline import chrome_trace
+from planner.simulate.traffic.declared import BUSIEST_S, LEAST_REQUESTS, declared_workload
+from planner.simulate.traffic.declared_loop import DeclaredLoop, declared_closed_loop
 
 __all__ = [
     "BUSIEST_S",

@@ -52,8 +52,6 @@ def _statements(spec: DeploymentSpec, planning: bool) -> Iterator[Statement]:
         yield "objective", f"{spec.objective}: plans minimise cost or gpus"
     if spec.limits.survive_node_failures:
         yield "limits.survive_node_failures", "plans keep no spare nodes"
-    if spec.limits.confidence is not None:
-        yield "limits.confidence", "plans are made at the cost model's central estimate"
     if spec.limits.power_w is not None:
         yield "limits.power", "power is not limited"
     if len(spec.choices.engine) > 1:

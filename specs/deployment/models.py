@@ -261,7 +261,7 @@ class LimitsSpec(Frozen):
     survive_node_failures: NonNegativeInt = 0
     gpus: dict[str, PositiveInt] = Field(default_factory=dict)  # by model
     utilisation: Fraction | None = None  # headroom: the promises hold at 1 / this share of the traffic
-    confidence: Fraction | None = None  # plan at this quantile of the cost model's error
+    confidence: Fraction | None = None  # steps are as long as this quantile of measured ones was
     power_w: PositiveFloat | None = None
 
 

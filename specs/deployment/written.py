@@ -39,7 +39,7 @@ LIMITS = Record(
         "survive_node_failures": Field(Count(low=0, high=1000), "nodes that may fail with every SLO still met"),
         "gpus": Field(MapOf(Count(), "a mapping from model to devices"), "at most so many devices per model"),
         "utilisation": Field(POSITIVE_SHARE, "headroom: the promises hold at 1 / this share of the traffic"),
-        "confidence": Field(SHARE, "plan at this quantile of the cost model's error"),
+        "confidence": Field(SHARE, "steps as long as this quantile of measured ones was"),
         "power": Field(POWER, "of all devices used", "power_w"),
     },
 )  # fmt: skip

@@ -223,12 +223,15 @@ class BatchFormer:
             draft.budget -= 1 + self.draft_tokens
 
     def _go_on(self, draft: _Draft) -> None:
-        """Chunks of prompts under way."""
-        for sequence in self.running:
-            if draft.budget == 0:
-                return
+        """Chunks of prompts under way; under a preemptive order, after the waiting sequences that go before them."""
+        preemptive = self.waiting.preemptive
+        for sequence in tuple(self.running) if preemptive else self.running:
             if not sequence.prefilling:
                 continue
+            if preemptive:
+                self._admit(draft, decodes=self.policy == "mixed_chunked", before=sequence)
+            if draft.budget == 0:
+                return
             start = sequence.computed_tokens
             tokens = min(sequence.prefill_tokens - start, draft.budget)
             if not self.blocks.grow(sequence, start + tokens):
@@ -239,11 +242,18 @@ class BatchFormer:
 
     # --------------------------------------------------------------------------------------------------- admission
 
-    def _admit(self, draft: _Draft, *, prompts: bool = True, decodes: bool = True) -> None:
-        """Waiting sequences in order, while tokens, seats and blocks last: with prompts, or with decodes to go on."""
+    def _admit(
+        self, draft: _Draft, *, prompts: bool = True, decodes: bool = True, before: Sequence | None = None
+    ) -> None:
+        """Waiting sequences in order, while tokens, seats and blocks last: with prompts, or with decodes to go on.
+
+        `before`: only those that go before this one.
+        """
         while draft.admits and draft.budget > 0 and len(self.running) < self.max_num_seqs:
             head = self.waiting.head()
             if head is None or head in draft.preempted or not self._fits_reserve(head):
+                return
+            if before is not None and not self.waiting.before(head, before):
                 return
             if self._decodes_on(head):
                 if not decodes or draft.budget < 1 + self.draft_tokens:

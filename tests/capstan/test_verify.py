@@ -21,8 +21,8 @@ from capstan.commands.machine import this_machine
 from capstan.commands.verify_bundle import _wait
 from capstan.commands.verify_traffic import alone, of_model, one_replica, open_load
 from planner.plan import make_plan
+from planner.plan_simulation.traffic import planned_workload
 from planner.simulate import Workload
-from planner.simulate_traffic import planned_workload
 from specs.deployment import load_deployment
 from specs.errors import InputError
 from specs.measurements import Environment, Load, Measurements, RequestRow
@@ -76,6 +76,14 @@ def test_predicted_beside_measured(folder):
     assert seen.plan_sha256
     assert seen.environment.engine == "capstan"
     assert len(seen.requests) == len(bodies)
+
+
+def test_a_plan_at_a_confidence_is_compared_at_it(plan, tmp_path):
+    limits = {**plan.spec["limits"], "confidence": 0.9}
+    plan.model_copy(update={"spec": {**plan.spec, "limits": limits}}).write(tmp_path / "plan.json")
+    with fake_endpoint() as fake:
+        report = json.loads(verify(fake, tmp_path, "--json").stdout)
+    assert report["notes"][0].startswith("planned at 90 % confidence: steps 1.")
 
 
 def test_the_table(folder):

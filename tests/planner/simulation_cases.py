@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,41 @@ def random_case(seed: int) -> Case:
     return Case(groups, routes, random_workload(random, longest), _options(random, groups))
 
 
+def crowded_case(seed: int) -> Case:
+    """Many requests with prefixes on one or two replicas whose caches hold a few of them: units are evicted all the
+    time, also while the head of the queue counts on them."""
+    random = np.random.default_rng(seed)
+    model = random_model(random)
+    rules = model.scheduling
+    if random.random() < 0.6:
+        rules = Scheduling(
+            prefill_policy=rules.prefill_policy,
+            preemption=rules.preemption,
+            order=rules.order if random.random() < 0.5 else "fcfs",
+        )
+    host_blocks, longest = int(random.choice([0, 5, 60])), model.limits.max_model_len
+    blocks = int(longest * random.uniform(1, 6)) // model.block_size_tokens * model.times.lanes
+    blocks = max(model.times.lanes, blocks)
+    model = replace(model, prefix_caching=True, host_blocks=host_blocks, scheduling=rules, num_blocks=blocks)
+    count = 250
+    prompt = random.integers(1, max(2, int(longest * 0.7)), count)
+    output = random.integers(1, max(2, int(longest * 0.3)), count)
+    workload = Workload(
+        ("a",),
+        np.zeros(count, np.int64),
+        np.cumsum(random.exponential(1 / random.choice([1.0, 5.0, 20.0]), count)),
+        prompt,
+        output,
+        tenants=("x", "y"),
+        tenant_index=random.integers(0, 2, count),
+        priority=random.integers(0, 3, count),
+        predicted_tokens=random.integers(1, 60, count),
+        prefixes=_prefixes(random, prompt + output),
+    )
+    groups = (FleetGroup("g", int(random.integers(1, 3)), model),)
+    return Case(groups, (Route(request_class="a", group="g", share=1.0),), workload, {"max_events": 20_000_000})
+
+
 def decode_table(random: Random, seats: int) -> DecodeTable:
     """Seconds that grow with the keys, at knots inside what the requests reach."""
     sequences = np.array([1.0, max(2, seats // 2), max(3, seats)])
@@ -55,9 +90,7 @@ def random_model(random: Random) -> ReplicaModel:
     longest, block = int(random.integers(60, 400)), int(random.choice([1, 4, 8, 16]))
     return ReplicaModel(
         times=_times(random, seats * (1 + drafts), budget, lanes),
-        limits=Limits(max_num_seqs=seats * lanes, max_num_batched_tokens=budget, max_model_len=longest)
-        if budget >= seats * lanes
-        else Limits(max_num_seqs=seats, max_num_batched_tokens=budget, max_model_len=longest),
+        limits=Limits(max_num_seqs=seats * lanes, max_num_batched_tokens=budget, max_model_len=longest),
         num_blocks=lanes * max(1, int(longest * random.uniform(0.7, 3)) // block),
         block_size_tokens=block,
         scheduling=scheduling,
@@ -96,7 +129,7 @@ def _times(random: Random, rows: int, budget: int, lanes: int) -> StepTimes:
     new = np.array([1.0, max(2, budget // 2), max(3, budget)])
     return StepTimes(
         tokens_s=tuple((0.01 + irregular * 1e-4 * np.cumsum(random.random(budget + 1))).tolist()),
-        sampled_s=tuple((irregular * 1e-4 * random.random(rows * lanes + 1)).tolist()),
+        sampled_s=tuple((irregular * 1e-4 * random.random(rows + 1)).tolist()),
         sequence_s=float(slopes[0]),
         decode_launch_s=float(irregular * random.random() * 1e-3),
         decode_context_token_s=float(slopes[1]),
@@ -180,8 +213,9 @@ def _group(random: Random, name: str, role: str) -> FleetGroup:
     if random.random() < 0.2:
         others = (model, random_model(random))
         models = tuple(others[int(random.integers(0, 2))] for _ in range(replicas))
+    weights = tuple(random.uniform(0.5, 3, replicas).tolist()) if random.random() < 0.2 else None
     handoff = Handoff("d", float(random.choice([0.0, 1.0, 50.0])), "wire") if role == "prefill" else None
-    return FleetGroup(name, replicas, model, models, role=role, handoff=handoff)  # type: ignore[arg-type]
+    return FleetGroup(name, replicas, model, models, weights, role, handoff)  # type: ignore[arg-type]
 
 
 def _options(random: Random, groups: tuple[FleetGroup, ...]) -> dict[str, Any]:
@@ -190,9 +224,11 @@ def _options(random: Random, groups: tuple[FleetGroup, ...]) -> dict[str, Any]:
         group, from_s = groups[random.integers(0, len(groups))], float(random.choice([0.0, 0.05, 0.1, 1.0, 1.5, 7.0]))
         until_s = from_s + float(random.choice([0.05, 0.5, 3.0, np.inf]))
         faults.append(Fault(group.id, int(random.integers(0, group.replicas)), from_s, until_s))
+    weighted = any(group.weights for group in groups)
+    routers = [router for router in ROUTERS if not weighted or router not in ("round_robin", "sticky")]
     wire = Link(float(random.choice([1e3, 1e5, np.inf])), float(random.choice([0.0, 0.01])))
     return {
-        "router": str(random.choice(["least_outstanding", *ROUTERS])),
+        "router": str(random.choice(["least_outstanding", *routers])),
         "poll_s": float(random.choice([0.0, 0.0, 0.1, 1.0])),
         "faults": tuple(faults),
         "links": {"wire": wire} if any(group.handoff for group in groups) else {},

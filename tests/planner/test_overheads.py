@@ -20,8 +20,8 @@ from planner.estimate.observed import (
 )
 from planner.estimate.overheads import applied, described, fit_overheads, observed_loops
 from planner.plan import make_plan
+from planner.plan_simulation.simulate import replica_model
 from planner.simulate import Workload, simulate_closed_loop
-from planner.simulate_plan import replica_model
 from specs.deployment import SLO, PercentileLimit, load_deployment
 from specs.errors import InputError
 from specs.measurements import Environment, Load, Measurements, RequestRow

@@ -11,7 +11,7 @@ from planning import CHAT, H100, L40S, plan_of, problem_of, spec_of, text_of
 
 from planner.optimize.certify import recheck
 from planner.plan import make_plan
-from planner.simulate_plan import simulate_plan
+from planner.plan_simulation.simulate import simulate_plan
 from specs.deployment import parse_deployment
 from specs.errors import InputError
 from specs.plan import Plan

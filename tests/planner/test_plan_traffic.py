@@ -11,9 +11,9 @@ from planning import plan_of, problem_of, spec_of, text_of
 
 from planner.optimize.conflict import _at_rate, _demand
 from planner.plan import make_plan
+from planner.plan_simulation.simulate import simulate_plan
 from planner.problem import compressed
 from planner.simulate import declared_workload
-from planner.simulate_plan import simulate_plan
 from specs.deployment import parse_deployment
 from specs.plan import Plan
 

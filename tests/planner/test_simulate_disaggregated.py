@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from capstan.cli import app
 from planner.plan import make_plan
+from planner.plan_simulation.links import with_handoffs
+from planner.plan_simulation.simulate import replica_model, simulate_plan
 from planner.simulate import FleetGroup, Workload
-from planner.simulate_links import with_handoffs
-from planner.simulate_plan import replica_model, simulate_plan
 from specs.deployment import load_deployment
 from specs.errors import InputError
 from specs.plan import Plan

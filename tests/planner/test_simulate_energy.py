@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from planner.plan import make_plan
-from planner.simulate_plan import simulate_plan
-from planner.simulate_policies import Policies
+from planner.plan_simulation.policies import Policies
+from planner.plan_simulation.simulate import simulate_plan
 from specs.deployment import load_deployment
 from specs.plan import Plan, Speculation
 

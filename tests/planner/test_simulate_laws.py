@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.simulator import balance, mooncake, orca, queues, waits
+from benchmarks.simulator.capacity import at_rate
+from benchmarks.simulator.servers import FREE, STEP_S
+from benchmarks.simulator.servers import replica as server
+from benchmarks.simulator.table import Row
+from benchmarks.simulator.token_gaps import serve_with_gaps
 from planner.cost.step_times import StepTimes
-from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, simulate_fleet
+from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, native, simulate_fleet
 from specs.plan import Limits, Route, Scheduling
+from specs.traffic import Prefixes
 
 ROUTES = (Route(request_class="a", group="g", share=1.0),)
+millions_of_steps = pytest.mark.skipif(native.library() is None, reason="the oracle alone takes minutes for it")
 
 
 def replica(
@@ -221,15 +230,12 @@ def test_burst_over_replicas_goes_round(exact: bool) -> None:
     assert result.replica_index.tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_jumps_are_few() -> None:
-    """What makes the fast path fast: events per request, not steps."""
-    random = np.random.default_rng(3)
-    arrivals = np.cumsum(random.exponential(1.0, 2000))
-    load = workload([(at, 10, 400) for at in arrivals])
+def test_events_are_steps() -> None:
+    """What the bound on events counts does not depend on the path."""
+    load = workload([(0.5 * number, 10, 40) for number in range(200)])
     model = replica(seats=64, budget=64, blocks=10**6, flat_s=0.01)
     fast, oracle = (simulate(model, load, exact=exact) for exact in (False, True))
-    assert oracle.events == oracle.groups[0].steps == fast.groups[0].steps
-    assert fast.events < 5 * 2000 < oracle.events / 5
+    assert oracle.events == oracle.groups[0].steps == fast.events == fast.groups[0].steps
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -254,3 +260,104 @@ def test_contradictions_are_refused() -> None:
         workload([(1.0, 1, 0)])
     with pytest.raises(ValueError, match="starve"):
         replica(seats=20, budget=10)
+
+
+def within_chance(row: Row, *, narrow: float) -> None:
+    """The law is met within twice the half width of the 95 % interval, which has to be narrow to say anything."""
+    assert row.expected is not None
+    assert row.half_width is not None
+    assert row.half_width < narrow * row.expected, row
+    assert abs(row.simulated - row.expected) < 2 * row.half_width, row
+
+
+@millions_of_steps
+def test_waits_of_single_and_many_servers() -> None:
+    """Pollaczek and Khinchine; Erlang's C with half a step for the clock that seats share."""
+    for row in [*waits.first_come_rows(20_000), waits.many_servers_row(40_000)]:
+        within_chance(row, narrow=0.25)
+
+
+@millions_of_steps
+def test_a_batch_whose_steps_grow_with_it_shares_the_processor() -> None:
+    """Mean response E[S] / (1 - load), whatever the distribution of sizes."""
+    for row in waits.sharing_rows(20_000):
+        within_chance(row, narrow=0.15)
+
+
+@millions_of_steps
+def test_priorities_shortest_first_and_shortest_remaining() -> None:
+    """Cobham, Phipps, Schrage and Miller; SRPT against the formula for preemption at the ends of steps."""
+    *ranked, shortest, _, remaining = waits.ordered_rows(20_000)
+    for row in [*ranked, shortest, remaining]:
+        within_chance(row, narrow=0.4)
+
+
+def test_formulas_agree_where_they_meet() -> None:
+    """Equal sizes leave nothing to choose; one server of Erlang is M/M/1; one choice of queues is random."""
+    equal = np.full(10, 20)
+    rate, service_s = 2.0, 20 * STEP_S
+    fcfs_s = queues.pollaczek_khinchine(rate, equal)
+    assert queues.srpt_response(rate, equal) == pytest.approx(fcfs_s + service_s)
+    assert queues.shortest_first_wait(rate, equal) == pytest.approx(fcfs_s)
+    assert queues.priority_wait(rate, equal, np.zeros(10, np.int64)) == pytest.approx([fcfs_s])
+    assert queues.erlang_c(rate, service_s, 1) == pytest.approx(0.4 * service_s / 0.6)
+    assert queues.busy_share(0.4, 1) == pytest.approx(0.4)
+    assert queues.square_law(0.9, 1) == pytest.approx(10.0)
+    assert queues.square_law(0.9, 2) == pytest.approx(2.6141, rel=1e-4)  # Mitzenmacher's table
+
+
+def test_order_of_service_changes_no_work() -> None:
+    """Busy seconds are the steps asked for, whatever order, preempted by swap or not; recompute adds to them."""
+    *kept, anew = balance.work_rows(1500)
+    for row in kept:
+        assert row.simulated == pytest.approx(row.expected, rel=1e-9), row
+    assert anew.simulated > 1.1
+
+
+def test_littles_law_tokens_and_blocks_balance() -> None:
+    for row in [*balance.balance_rows(5000), *balance.block_rows()]:
+        assert row.holds if row.relation != "=" else row.simulated == pytest.approx(row.expected), row
+
+
+def test_fair_shares_keep_their_bound_and_arrival_order_does_not() -> None:
+    by_counter, by_arrival = balance.fairness_rows(400)
+    assert by_counter.holds, by_counter
+    assert by_arrival.holds, by_arrival
+
+
+@millions_of_steps
+def test_two_choices_are_exponentially_better_than_one() -> None:
+    """Mitzenmacher's limit within 10 %: forty queues are not infinitely many, and they begin empty."""
+    two, shortest = balance.routing_rows(30_000, replicas=40)
+    assert two.simulated == pytest.approx(two.expected, rel=0.1)
+    assert shortest.simulated < two.simulated
+
+
+def test_gaps_between_tokens_by_hand() -> None:
+    """Prompts first: the third request's prompt, a step of 1 s, comes between two tokens of the first two."""
+    times = replace(FREE, tokens_s=(0.0, *(1.0,) * 8))
+    model = server(times, 4, scheduling=Scheduling(prefill_policy="prefill_first"))
+    requests = workload([(0.0, 2, 4), (0.0, 2, 4), (1.5, 2, 2)])
+    result, gaps_s = serve_with_gaps(model, replace(requests, classes=("all",)))
+    assert result.e2e_s.tolist() == [5.0, 5.0, 2.5]
+    assert sorted(gaps_s.tolist()) == [1.0] * 5 + [2.0] * 2
+
+
+def test_request_level_batches_are_those_of_arithmetic() -> None:
+    """decode_first with eight seats beside a recursion over batches."""
+    requests = at_rate(orca.drawn(300), 0.5)
+    simulated = orca.until_the_batch_ends_s(orca.engine("decode_first", orca.BATCH, 1), requests)
+    assert simulated == pytest.approx(orca.batch_server_s(requests, orca.BATCH, token_by_token=False), rel=1e-9)
+
+
+def test_prefix_hits_are_those_counted() -> None:
+    """Requests that never overlap find what all earlier ones left, in a cache without bounds."""
+    random = np.random.default_rng(5)
+    chains = [[group * 10 + unit for unit in range(random.integers(1, 6))] for group in random.integers(0, 20, 60)]
+    prompts = np.array([len(units) * mooncake.UNIT + random.integers(0, 100) for units in chains])
+    offsets = np.concatenate(([0], np.cumsum([len(units) for units in chains])))
+    load = workload([(10.0 * number, int(prompt), 2) for number, prompt in enumerate(prompts)])
+    prefixes = Prefixes(mooncake.UNIT, offsets, np.array([unit for units in chains for unit in units]))
+    load = replace(load, classes=("all",), prefixes=prefixes)
+    assert mooncake.hit_rate(mooncake.served(load, 10_000), load) == pytest.approx(mooncake.counted(load))
+    assert mooncake.hit_rate(mooncake.served(load, 8), load) < mooncake.counted(load)

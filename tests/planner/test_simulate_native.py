@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulation_cases import Case, crowded_case, decode_table, random_case, random_model, random_workload
 
 from planner.simulate import FleetGroup, FleetResult, Workload, native, simulate_closed_loop, simulate_fleet
 from planner.simulate.native import build
 from planner.simulate.native.marshal import decode_rows
 from planner.simulate.result import REFUSALS
 from specs.plan import Route
-from simulation_cases import decode_table, random_case, random_model, random_workload
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
 
@@ -37,15 +35,33 @@ def assert_equal(compiled: FleetResult, oracle: FleetResult, name: str) -> None:
             assert left == right, f"{name}: {field.name}"
 
 
+def check(case: Case, name: str) -> None:
+    assert native.unsupported(case.groups, case.workload, router=case.options.get("router", "sticky")) is None
+    compiled = native.simulate(case.groups, case.routes, case.workload, **case.options)
+    assert_equal(compiled, simulate_fleet(case.groups, case.routes, case.workload, exact=True, **case.options), name)
+
+
 @needs_compiler
 @pytest.mark.parametrize("part", range(8))
 def test_compiled_equals_oracle(part: int) -> None:
     for seed in range(20 * part, 20 * (part + 1)):
-        case = random_case(seed)
-        assert native.unsupported(case.groups, case.workload, router=case.options["router"]) is None
-        compiled = native.simulate(case.groups, case.routes, case.workload, **case.options)
-        oracle = simulate_fleet(case.groups, case.routes, case.workload, exact=True, **case.options)
-        assert_equal(compiled, oracle, f"seed {seed}")
+        check(random_case(seed), f"seed {seed}")
+
+
+# Each tells a fault that repeated a decode-only step once too often, or forgot where a lost request was: 485 and 822 a
+# queue whose head could enter only now, 324 a prefix unit published meanwhile, 735 a quantum used up, 320 an arrival
+# that changes counters, 30066 a head that fits when units it counted on are gone, 31774 the bound between two requests.
+@needs_compiler
+@pytest.mark.parametrize("seed", [485, 822, 324, 735, 320, 30066, 31774])
+def test_compiled_equals_oracle_where_it_once_did_not(seed: int) -> None:
+    check(random_case(seed), f"seed {seed}")
+
+
+# 870 and 2171: the head of the queue counts on idle units that the repeated step needs.
+@needs_compiler
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5, 870, 2171])
+def test_compiled_equals_oracle_in_crowded_caches(seed: int) -> None:
+    check(crowded_case(seed), f"seed {seed}")
 
 
 @needs_compiler
@@ -92,11 +108,56 @@ def test_compiled_closed_loop_equals_oracle(seed: int) -> None:
     assert (served.events, served.event_bound_hit) == (oracle.events, oracle.event_bound_hit)
 
 
+@needs_compiler
+def test_simulations_in_threads_do_not_meet() -> None:
+    def run(seed: int) -> FleetResult:
+        case = random_case(seed)
+        return native.simulate(case.groups, case.routes, case.workload, **case.options)
+
+    alone = [run(seed) for seed in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        for seed, result in enumerate(pool.map(run, range(24))):
+            assert_equal(result, alone[seed], f"seed {seed}")
+
+
+@needs_compiler
+def test_progress_is_told_as_by_the_oracle() -> None:
+    count = 1200
+    ones = np.ones(count, np.int64)
+    workload = Workload(("a",), np.zeros(count, np.int64), np.arange(count) / 10, ones, ones)
+    groups = (FleetGroup("g", 1, random_model(np.random.default_rng(0))),)
+    routes = (Route(request_class="a", group="g", share=1.0),)
+    told: tuple[list[float], list[float]] = ([], [])
+    native.simulate(groups, routes, workload, max_events=10**6, progress=told[0].append)
+    simulate_fleet(groups, routes, workload, exact=True, progress=told[1].append)
+    assert told[0] == told[1] == [0.0, 500 / 1200, 1000 / 1200]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_rows_of_decode_tables_are_those_of_the_table(seed: int, most: int) -> None:
+    table = decode_table(np.random.default_rng(seed), most)
+    rows = decode_rows(table, most)
+    for sequences in range(1, most + 1):
+        pieces, _ = table.row(sequences)
+        np.testing.assert_array_equal(rows[sequences], np.array(pieces))
+
+
+def test_what_the_compiled_simulator_cannot_hold_is_named() -> None:
+    model = random_model(np.random.default_rng(0))
+    long = replace(model, limits=model.limits.model_copy(update={"max_model_len": 2**31}))
+    weighted = FleetGroup("g", 2, model, weights=(1.0, 2.0))
+    if native.library() is not None:
+        assert native.unsupported((FleetGroup("g", 1, model),), WORKLOAD) is None
+        assert "2^31" in str(native.unsupported((FleetGroup("g", 1, long),), WORKLOAD))
+        assert "weights" in str(native.unsupported((weighted,), WORKLOAD, router="sticky"))
+
+
 class TestBuild:
     """What a first user meets."""
 
     @pytest.fixture(autouse=True)
-    def _fresh(self) -> Iterator[None]:
+    def _fresh(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O0"))  # compiles faster
         build.library.cache_clear()
         yield
         build.library.cache_clear()
@@ -129,6 +190,17 @@ class TestBuild:
         assert [built] == list((tmp_path / "native").iterdir())
 
     @needs_compiler
+    def test_a_broken_file_in_the_cache_is_replaced(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("CAPSTAN_CACHE", str(tmp_path))
+        compiler = build.find_compiler()
+        assert compiler is not None
+        broken = tmp_path / "native" / f"{build.key(compiler)}.so"
+        broken.parent.mkdir()
+        broken.write_text("not a library")
+        assert native.library() is not None
+        assert broken.read_bytes().startswith(b"\x7fELF") or broken.stat().st_size > 10_000
+
+    @needs_compiler
     def test_a_folder_that_cannot_be_written_is_no_obstacle(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -137,12 +209,12 @@ class TestBuild:
         assert native.library() is not None
 
     @needs_compiler
-    def test_several_processes_may_compile_at_once(self, tmp_path: Path) -> None:
-        program = "from planner.simulate import native; raise SystemExit(native.library() is None)"
-        environment = {**os.environ, "CAPSTAN_CACHE": str(tmp_path)}
-        runs = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(3)]
-        assert [run.wait() for run in runs] == [0, 0, 0]
-        assert len(list((tmp_path / "native").iterdir())) == 1
+    def test_several_may_compile_at_once(self, tmp_path: Path) -> None:
+        compiler = build.find_compiler()
+        assert compiler is not None
+        with ThreadPoolExecutor(2) as pool:
+            assert len(list(pool.map(build.load, [compiler] * 2, [tmp_path / "native"] * 2))) == 2
+        assert [path.stem for path in (tmp_path / "native").iterdir()] == [build.key(compiler)]
 
     @needs_compiler
     def test_other_sources_or_compilers_make_another_library(self, monkeypatch: pytest.MonkeyPatch) -> None:

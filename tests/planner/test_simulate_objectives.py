@@ -23,7 +23,7 @@ from planner.simulate import (
     simulate_fleet,
     wilson_interval,
 )
-from planner.simulate.percentiles import percentile_table
+from planner.simulate.answers.percentiles import percentile_table
 from specs.deployment import SLO, PercentileLimit
 from specs.plan import Limits, Route, Scheduling
 

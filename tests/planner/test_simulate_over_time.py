@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_simulate_laws import ROUTES, replica, workload
 
 from planner.simulate import FleetGroup, kv_over_time, queue_over_time, simulate_fleet
-from planner.simulate.over_time import Ramps
+from planner.simulate.answers.over_time import Ramps
 from planner.simulate.step import StepLane
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from planner.plan import make_plan
+from planner.plan_simulation.policies import Policies, changed_limits, with_policies, without_effect
+from planner.plan_simulation.simulate import replica_model, simulate_plan
+from planner.plan_simulation.traffic import with_traffic
 from planner.simulate import Workload
 from planner.simulate.faults import Fault
-from planner.simulate_plan import replica_model, simulate_plan
-from planner.simulate_policies import Policies, changed_limits, with_policies, without_effect
-from planner.simulate_traffic import with_traffic
 from specs.deployment import DeploymentSpec, load_deployment, resolved
 from specs.errors import InputError
 from specs.plan import Plan, Speculation

@@ -10,7 +10,7 @@ from test_simulate_laws import replica
 from test_simulate_objectives import percentile_slo
 
 from planner.simulate import FleetGroup, Workload, fairness, result_summary, simulate_fleet
-from planner.simulate.tenants import served_tokens
+from planner.simulate.answers.tenants import served_tokens
 from specs.plan import Route, Scheduling
 
 ROUTES = (Route(request_class="a", group="g", share=1.0), Route(request_class="b", group="g", share=1.0))

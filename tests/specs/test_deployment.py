@@ -113,7 +113,7 @@ def test_every_unhonoured_statement_is_named_with_its_line():
         "traffic[0].priority": "priority:",
         "traffic[3].closed_loop": "closed_loop:", "traffic[3].window": "window:",
         "traffic[3].throughput": "throughput:", "traffic[3]": "nightly-batch",
-        "limits.survive_node_failures": "survive_node_failures:", "limits.confidence": "confidence:",
+        "limits.survive_node_failures": "survive_node_failures:",
     }  # fmt: skip
     named = {}
     for row in message.splitlines()[1:]:

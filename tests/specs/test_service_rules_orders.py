@@ -142,6 +142,17 @@ def test_priority_does_not_preempt_for_a_seat_and_srpt_does() -> None:
         assert [s.id for s in formed.preempted] == expected
 
 
+@pytest.mark.parametrize("policy", ["mixed_chunked", "prefill_first", "decode_first"])
+def test_a_short_prompt_goes_before_the_rest_of_a_long_one_under_srpt_only(policy: str) -> None:
+    for order, expected in (("srpt", [(1, 0, 5), (0, 20, 15)]), ("sjf", [(0, 20, 20)])):
+        rule = former(order=order, seats=4, budget=20, policy=policy)
+        rule.add(Sequence(0, 80, predicted_tokens=9))
+        step(rule)
+        rule.add(Sequence(1, 5, predicted_tokens=9))
+        assert shape(step(rule)) == ([], expected), order
+        assert not rule.running[0].preemptions
+
+
 def test_srpt_counts_what_is_left_not_what_was_asked() -> None:
     """After six decodes one token is left and a known one: less than the four of the newcomer."""
     rule = former(order="srpt", seats=1)

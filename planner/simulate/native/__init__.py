@@ -1,4 +1,4 @@
-"""The compiled simulator: the rules of service in C, equal to the oracle bit for bit and a hundred times faster."""
+"""The compiled simulator: the rules of service in C, equal to the oracle bit for bit and hundreds of times faster."""
 
 from planner.simulate.native.build import library
 from planner.simulate.native.run import simulate, unsupported

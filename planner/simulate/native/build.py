@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -21,14 +22,12 @@ FLAGS = ("-std=c11", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-
 LIBRARIES = ("-lm",)
 _TIMEOUT_S = 120.0
 _SOURCES = Path(__file__).parent
-
-
 _LOG = logging.getLogger(__name__)
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled simulator; None, and a warning in the log, where it cannot be had. `CAPSTAN_NATIVE=0` switches it off."""
+    """The compiled simulator; None, and a warning in the log, where it cannot be had. Off with `CAPSTAN_NATIVE=0`."""
     if os.environ.get("CAPSTAN_NATIVE") == "0":
         return None
     compiler = find_compiler()
@@ -46,21 +45,16 @@ def library() -> ctypes.CDLL | None:
 
 
 def load(compiler: list[str], folder: Path | None) -> ctypes.CDLL:
-    """Compile where `folder` has it not yet, and load. None, or a folder that cannot be written: compile for this
-    process alone. Raises `OSError` and what `subprocess.run` raises."""
-    target = None if folder is None else folder / f"{key(compiler)}.so"
-    if target is not None and not target.exists():
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+    """From `folder`, compiled first where that has it not or cannot load it; for this process alone where `folder` is
+    None, cannot be written, or holds nothing that may be run. Raises `OSError` and what `subprocess.run` raises."""
+    if folder is not None:
+        target = folder / f"{key(compiler)}.so"
+        with suppress(OSError):
+            return _open(target)
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
             compile_to(compiler, target)
-        except (PermissionError, FileExistsError, NotADirectoryError, FileNotFoundError):
-            target = None
-        except OSError as error:
-            if error.strerror is None:
-                raise
-            target = None  # a read-only or full file system
-    if target is not None:
-        return _open(target)
+            return _open(target)
     with tempfile.TemporaryDirectory(prefix="capstan-") as private:
         compile_to(compiler, Path(private) / "simulator.so")
         return _open(Path(private) / "simulator.so")  # stays mapped when the file is gone
@@ -116,4 +110,4 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _warn(reason: str) -> None:
-    _LOG.warning("simulating in Python, some 50 times slower: %s", reason)
+    _LOG.warning("simulating in Python, hundreds of times slower: %s", reason)

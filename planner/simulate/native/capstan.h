@@ -459,6 +459,7 @@ typedef struct {
     MinTree clocks;      /* by replica of the fleet: its clock_s */
     int64_t *group_of;   /* [replicas of the fleet] */
     int32_t *down;       /* [replicas of the fleet]: faults under way */
+    int64_t *recovered;  /* [fault_count]: faults that end at this moment */
     int64_t replicas;    /* of the fleet */
     int64_t next_fault;
     int64_t polled;  /* multiple of poll_s at which routers looked last */

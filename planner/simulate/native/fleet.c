@@ -129,9 +129,7 @@ static void fail_and_recover(Fleet *fleet, double now_s) {
     Run *run = &fleet->run;
     const Problem *problem = run->problem;
     int32_t *again = fleet->scratch;
-    int64_t lost = 0, waited = 0, first = fleet->next_fault;
-    int64_t *places = get_memory(run, problem->fault_count - first, sizeof *places);
-    int64_t recovered = 0;
+    int64_t lost = 0, waited = 0, recovered = 0, *places = fleet->recovered;
     while (fleet->next_fault < problem->fault_count && problem->faults[fleet->next_fault].time_s <= now_s) {
         const FaultEvent *event = &problem->faults[fleet->next_fault];
         int64_t place = fleet->next_fault;
@@ -145,17 +143,16 @@ static void fail_and_recover(Fleet *fleet, double now_s) {
         set_up(group, (int32_t)problem->faults[places[i]].replica, true);
         while (group->waiting.count) again[lost + waited++] = list_pop(&group->waiting, run->seqs);
     }
-    free(places);
+    for (int64_t i = 0; i < lost; i++) {
+        run->out->decode_group_of[again[i]] = run->out->decode_replica_of[again[i]] = -1;
+        run->seqs[again[i]].computed = 0;
+    }
     for (int64_t i = 0; i < waited + lost; i++) { /* what waited comes first */
         int32_t request = again[i < waited ? lost + i : i - waited];
-        int32_t generated = run->seqs[request].generated, computed = run->seqs[request].computed;
         int64_t target = run->out->decode_group_of[request];
         count_event(run);
-        if (i >= waited) {
-            run->out->decode_group_of[request] = run->out->decode_replica_of[request] = target = -1;
-            computed = 0;
-        }
-        enter_group(fleet, target >= 0 ? target : run->out->group_of[request], request, now_s, generated, computed);
+        enter_group(fleet, target >= 0 ? target : run->out->group_of[request], request, now_s,
+                    run->seqs[request].generated, run->seqs[request].computed);
     }
 }
 

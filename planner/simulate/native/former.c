@@ -119,22 +119,6 @@ static void form_decodes(Lane *lane) {
     }
 }
 
-/* `_go_on`: chunks of prompts under way. */
-static void go_on(Lane *lane) {
-    for (int32_t i = 0; i < lane->count && lane->budget; i++) {
-        int32_t request = lane->running[i];
-        Seq *seq = &lane->run->seqs[request];
-        if (!is_prefilling(seq)) continue;
-        int64_t start = seq->computed, tokens = seq->prefill - start;
-        if (tokens > lane->budget) tokens = lane->budget;
-        if (!blocks_grow(&lane->blocks, seq, start + tokens)) {
-            lane->admits = false;
-            return;
-        }
-        add_chunk(lane, request, (int32_t)start, tokens);
-    }
-}
-
 /* `_enter` */
 static bool enter(Lane *lane, int32_t head) {
     Seq *seq = &lane->run->seqs[head];
@@ -162,14 +146,15 @@ static bool is_victim(const Lane *lane, int32_t request) {
     return false;
 }
 
-/* `_admit`: waiting sequences in order, with prompts, or with decodes to go on. */
-static void admit(Lane *lane, bool prompts, bool decodes) {
+/* `_admit`: waiting sequences in order, with prompts, or with decodes to go on; those before `before`, or -1. */
+static void admit(Lane *lane, bool prompts, bool decodes, int32_t before) {
     while (lane->admits && lane->budget > 0 && lane->count < lane->seats) {
         int32_t head = queue_head(lane);
         if (head < 0) lane->open = true;
         if (head < 0 || is_victim(lane, head)) return;
         const Seq *seq = &lane->run->seqs[head];
         if (!fits_reserve(lane, seq)) return;
+        if (before >= 0 && !queue_before(lane, head, before)) return;
         if (decodes_on(seq)) {
             if (!decodes || lane->budget < 1 + lane->model->draft_tokens) return;
         } else if (!prompts || lane->holds) {
@@ -177,6 +162,25 @@ static void admit(Lane *lane, bool prompts, bool decodes) {
         }
         lane->volatile_hits = false;
         if (!enter(lane, head)) return;
+    }
+}
+
+/* `_go_on`: chunks of prompts under way; under a preemptive order, after the waiting ones that go before them. */
+static void go_on(Lane *lane) {
+    const bool preemptive = is_preemptive(lane->model->order);
+    for (int32_t i = 0, count = lane->count; i < count; i++) {
+        int32_t request = lane->running[i];
+        Seq *seq = &lane->run->seqs[request];
+        if (!is_prefilling(seq)) continue;
+        if (preemptive) admit(lane, true, lane->model->policy == MIXED_CHUNKED, request);
+        if (!lane->budget) return;
+        int64_t start = seq->computed, tokens = seq->prefill - start;
+        if (tokens > lane->budget) tokens = lane->budget;
+        if (!blocks_grow(&lane->blocks, seq, start + tokens)) {
+            lane->admits = false;
+            return;
+        }
+        add_chunk(lane, request, (int32_t)start, tokens);
     }
 }
 
@@ -205,21 +209,21 @@ static bool former_form(Lane *lane) {
     if (lane->model->policy == MIXED_CHUNKED) {
         form_decodes(lane);
         go_on(lane);
-        admit(lane, true, true);
+        admit(lane, true, true, -1);
     } else if (lane->model->policy == PREFILL_FIRST) {
         go_on(lane);
-        admit(lane, true, false);
+        admit(lane, true, false, -1);
         if (!lane->chunk_count) {
             form_decodes(lane);
-            admit(lane, false, true);
+            admit(lane, false, true, -1);
             if (!lane->decodes) go_on(lane);
         }
     } else {
         form_decodes(lane);
-        admit(lane, false, true);
+        admit(lane, false, true, -1);
         if (!lane->decodes) {
             go_on(lane);
-            admit(lane, true, false);
+            admit(lane, true, false, -1);
         }
     }
     lane->decode_steps += lane->decodes > 0;

@@ -108,6 +108,7 @@ static bool may_repeat(const Lane *lane) {
     if (lane->chunk_count || lane->preempted || lane->admitted || model->draft_tokens) return false;
     if (!lane->waiting.count) return true;
     if (model->batch_wait_steps) return false;
+    if (lane->volatile_hits && model->policy == PREFILL_FIRST) return false; /* the decodes took blocks after its try */
     return model->order < SRPT || (model->order == VTC && lane->count >= lane->seats);
 }
 
@@ -316,7 +317,6 @@ static void lane_arrive(Lane *lane, int32_t request, double now_s, int32_t gener
 /* `release`: a request that was handed over is on the other side. */
 static void lane_release(Lane *lane, int32_t request, double now_s) {
     blocks_free(lane->run, &lane->blocks, request);
-    lane->left = 0;
     lane_wake(lane, now_s);
 }
 

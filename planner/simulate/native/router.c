@@ -36,8 +36,9 @@ static int32_t least_loaded(const Group *group, int64_t count) {
 
 static int32_t round_robin(Group *group, int64_t count) {
     int32_t chosen = group->choice[0];
-    for (int64_t i = 0; i < count; i++)
-        if (group->choice[i] >= group->next) {
+    int64_t next = group->next, i = next < count && group->choice[next] == next ? next : 0; /* all up to it are up */
+    for (; i < count; i++)
+        if (group->choice[i] >= next) {
             chosen = group->choice[i];
             break;
         }

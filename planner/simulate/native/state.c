@@ -121,6 +121,7 @@ static void fleet_open(Fleet *fleet) {
     links_open(fleet);
     if (problem->link_count || problem->fault_count)
         fleet->scratch = get_memory(run, problem->count, sizeof *fleet->scratch);
+    fleet->recovered = get_memory(run, problem->fault_count, sizeof *fleet->recovered);
     fleet->look_s = LOOK_S;
     fleet->coupled = fleet->arrivals.dependent;
     fleet->groups = get_memory(run, problem->group_count, sizeof *fleet->groups);
@@ -197,6 +198,7 @@ static void fleet_close(Fleet *fleet) {
     free(fleet->links);
     free(fleet->transfers);
     free(fleet->scratch);
+    free(fleet->recovered);
     free(fleet->arrivals.first_follower);
     free(fleet->arrivals.next_follower);
     free(fleet->arrivals.stack);

@@ -10,9 +10,15 @@ from typing import Any
 
 from planner.candidates.enumerate import widest_limits
 from planner.candidates.family import under_limits
+from planner.cost.margin import margin_note, step_margin
 from planner.cost.step import step_times
 from planner.cost.transfer import host_link
 from planner.facts import in_pool
+from planner.plan_simulation.clients import is_closed_loop, simulate_clients
+from planner.plan_simulation.energy import energy_summary
+from planner.plan_simulation.links import with_handoffs
+from planner.plan_simulation.policies import PLANNED, Policies, changed_limits, with_policies, without_effect
+from planner.plan_simulation.traffic import Drawn, planned_seed, planned_workload
 from planner.simulate import (
     FleetGroup,
     ReplicaModel,
@@ -22,11 +28,6 @@ from planner.simulate import (
     simulate_fleet,
     slos_of,
 )
-from planner.simulate_clients import is_closed_loop, simulate_clients
-from planner.simulate_energy import energy_summary
-from planner.simulate_links import with_handoffs
-from planner.simulate_policies import PLANNED, Policies, changed_limits, with_policies, without_effect
-from planner.simulate_traffic import Drawn, planned_seed, planned_workload
 from specs.architecture import load_architecture
 from specs.deployment import DeploymentSpec, TraceFormat
 from specs.document import write_atomically
@@ -62,7 +63,8 @@ def simulate_plan(
     seed = planned_seed(plan) if seed is None else seed
     if workload is None and is_closed_loop(plan):
         options = {"--trace": trace, "--rate": rate_per_s, "--seconds": seconds}
-        return simulate_clients(plan, base_dir, _fleet_groups(plan), policies, options, seed, exact, timeline)
+        found = simulate_clients(plan, base_dir, _fleet_groups(plan), policies, options, seed, exact, timeline)
+        return {**found, "notes": [*margin_notes(plan), *found["notes"]]}
     if workload is None:
         drawn = planned_workload(
             plan,
@@ -98,11 +100,24 @@ def simulate_plan(
         **result_summary(result, load, slos_of(drawn.spec), groups=groups),
         "closed_loop": None,
         "energy": energy_summary(plan, result, load),
-        "notes": [*changed_limits(planned, plan), *without_effect(plan, load), *drawn.notes, *fleet.notes],
+        "notes": [
+            *margin_notes(plan),
+            *changed_limits(planned, plan),
+            *without_effect(plan, load),
+            *drawn.notes,
+            *fleet.notes,
+        ],
         "windows": [item.model_dump(mode="json") for item in drawn.windows],
         "simulated_requests": len(load),
         "simulated_s": result.end_s,
     }
+
+
+def margin_notes(plan: Plan) -> list[str]:
+    """What to say of figures that are simulated at the confidence of the plan's spec; empty without one."""
+    confidence = DeploymentSpec.model_validate(plan.spec).limits.confidence
+    note = margin_note(plan.engines, confidence)
+    return [] if note is None else [note]
 
 
 def _fleet_groups(plan: Plan) -> tuple[FleetGroup, ...]:
@@ -118,10 +133,11 @@ def _fleet_groups(plan: Plan) -> tuple[FleetGroup, ...]:
     return tuple(groups)
 
 
-def replica_model(plan: Plan, group: ReplicaGroup) -> ReplicaModel:
+def replica_model(plan: Plan, group: ReplicaGroup, *, central: bool = False) -> ReplicaModel:
     """One replica of a group, from the architecture, device facts and profile that the plan embeds.
 
-    Step times are those that planning works with: of the widest limits that it tries.
+    Step times are those that planning works with: of the widest limits that it tries, longer by the margin of the
+    spec's confidence; `central`: as the cost model predicts them.
     """
     spec = DeploymentSpec.model_validate(plan.spec)
     pool, limits = spec.hardware.pool(group.pool), group.limits
@@ -143,8 +159,10 @@ def replica_model(plan: Plan, group: ReplicaGroup) -> ReplicaModel:
     link = host_link(plan.devices[pool.device])
     # a batch crosses the stages one after the other, each over the link of its own device
     host_token_s = group.layout.pipeline_parallel * memory.kv_bytes_per_token / link.reached_bytes_per_s
+    times = replace(under_limits(times, limits.model_copy(update={"max_num_seqs": rows})), host_token_s=host_token_s)
+    margin = step_margin(plan.engines[group.engine], None if central else spec.limits.confidence)
     return ReplicaModel(
-        times=replace(under_limits(times, limits.model_copy(update={"max_num_seqs": rows})), host_token_s=host_token_s),
+        times=times.scaled(margin),
         limits=limits,
         num_blocks=group.cache.num_blocks,
         block_size_tokens=group.cache.block_size_tokens,

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from planner.simulate.answers.over_time import decode_places, kv_over_time, queue_over_time
+from planner.simulate.answers.percentiles import PERCENTILES, percentile_table
+from planner.simulate.answers.steady import stability, warm_up
+from planner.simulate.answers.tenants import fairness, fairness_row, tenant_rows
 from planner.simulate.limits import nearest_rank
 from planner.simulate.model import FleetGroup, Workload
-from planner.simulate.over_time import decode_places, kv_over_time, queue_over_time
-from planner.simulate.percentiles import PERCENTILES, percentile_table
 from planner.simulate.result import REFUSALS, FleetResult, GroupLoad, LinkLoad, attainment, meets
-from planner.simulate.steady import stability, warm_up
-from planner.simulate.tenants import fairness, fairness_row, tenant_rows
 from specs.deployment import SLO
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.simulate.answers.over_time import Ramps
+from planner.simulate.answers.percentiles import PERCENTILES, percentile_table
 from planner.simulate.limits import wilson_interval
 from planner.simulate.model import FloatArray, Workload
-from planner.simulate.over_time import Ramps
-from planner.simulate.percentiles import PERCENTILES, percentile_table
 from planner.simulate.result import BoolArray, FleetResult, good_requests
 from specs.deployment import SLO
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from planner.simulate.answers.steady import percentile_intervals
 from planner.simulate.limits import nearest_rank
 from planner.simulate.model import Workload
 from planner.simulate.result import BoolArray, FleetResult
-from planner.simulate.steady import percentile_intervals
 from specs.deployment import Metric
 
 METRICS: tuple[Metric, ...] = ("ttft", "tpot", "e2e")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.simulate.declared import class_generator
-from planner.simulate.lengths import at_field, draw_request_lengths
 from planner.simulate.model import IntArray
+from planner.simulate.traffic.declared import class_generator
+from planner.simulate.traffic.lengths import at_field, draw_request_lengths
 from specs.deployment import DeploymentSpec
 from specs.errors import NotHonouredError
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from planner.plan_simulation.policies import Policies
+from planner.plan_simulation.traffic import trace_folder
 from planner.simulate import (
     ClosedLoop,
     DeclaredLoop,
@@ -20,8 +22,6 @@ from planner.simulate import (
     simulate_closed_loop,
     slos_of,
 )
-from planner.simulate_policies import Policies
-from planner.simulate_traffic import trace_folder
 from specs.deployment import DeploymentSpec
 from specs.document import write_atomically
 from specs.errors import InputError

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.simulate.classes import ClassRequests, joined_workload
-from planner.simulate.lengths import at_field, draw_lengths, draw_request_lengths, within_context
 from planner.simulate.model import FloatArray, IntArray, Workload
-from planner.simulate.sessions import draw_turns
+from planner.simulate.traffic.classes import ClassRequests, joined_workload
+from planner.simulate.traffic.lengths import at_field, draw_lengths, draw_request_lengths, within_context
+from planner.simulate.traffic.sessions import draw_turns
 from specs.deployment import ArrivalSpec, DeploymentSpec, SessionSpec, SharedPrefixSpec, TrafficClass
 from specs.errors import InputError, NotHonouredError
 from specs.plan import SimulatedWindow

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from planner.simulate.answers.over_time import decode_places, kv_over_time
 from planner.simulate.model import FleetGroup, FloatArray, Workload
-from planner.simulate.over_time import decode_places, kv_over_time
 from planner.simulate.result import REFUSALS, FleetResult
 
 MOST_TRACED = 50_000  # requests: about 60 MB, what a browser still opens

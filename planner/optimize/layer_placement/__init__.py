@@ -1,0 +1,1 @@
+"""Layers of a model on named machines, so that the most tokens/s flow through them."""

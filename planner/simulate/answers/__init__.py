@@ -1,0 +1,1 @@
+"""What a finished simulation tells: percentiles, levels over time, tenants, a summary, a timeline."""

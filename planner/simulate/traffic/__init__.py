@@ -1,0 +1,1 @@
+"""Requests of a workload: those that a spec declares, drawn with a seed."""
