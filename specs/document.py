@@ -55,7 +55,7 @@ class Document(Frozen):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot be read ({error})", file=str(path)) from None
+            raise InputError(f"cannot be read ({getattr(error, 'strerror', None) or error})", file=str(path)) from None
         try:
             value: Any = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -18,6 +18,8 @@ from planner.cost.roofline import compute_dtype
 from specs.document import DType
 from specs.profile import DeviceFacts, PowerProfile
 
+_MOST_KNOTS = 1024
+
 
 @dataclass(frozen=True)
 class Served:
@@ -54,18 +56,29 @@ def serving_power_w(
         chunks=len(prompts) / served.steps,
         new=prompts.mean(),
     )
-    own_prompt = StepShape.of(chunks=one, new=prompts)
-    own_decodes = StepShape.of(decodes=one, keys=prompts + outputs / 2.0, window=window)
+    keys = prompts + outputs / 2.0
+    prompt_knots, key_knots = _knots(prompts), _knots(keys)
+    own_prompt = StepShape.of(chunks=one, new=prompt_knots)
+    own_decodes = StepShape.of(decodes=one, keys=key_knots, window=window)
     total = 0.0
     for operation in operations:
         if operation.kind == "attention":
-            joules = _joules(operation, own_prompt, device, power).sum()
-            joules += (_joules(operation, own_decodes, device, power) * decodes).sum()
+            of_prompts, of_decodes = (_joules(operation, own, device, power) for own in (own_prompt, own_decodes))
+            joules = np.interp(prompts, prompt_knots, np.broadcast_to(of_prompts, prompt_knots.shape)).sum()
+            joules += (np.interp(keys, key_knots, np.broadcast_to(of_decodes, key_knots.shape)) * decodes).sum()
         else:
             joules = _joules(operation, mean, device, power).sum() * served.steps
         total += float(joules) * operation.count / stages
     busy = float(bounded_joules(total, served.busy_s, device, power, power_cap_w))
     return mean_power_w(busy, min(served.busy_s, served.horizon_s), served.horizon_s, device)
+
+
+def _knots(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The distinct values in order; of very many, some in even shares, between which joules are nearly linear."""
+    distinct = np.unique(values)
+    if len(distinct) <= _MOST_KNOTS:
+        return distinct
+    return distinct[np.linspace(0, len(distinct) - 1, _MOST_KNOTS).round().astype(np.int64)]
 
 
 def _joules(operation: Operation, shape: StepShape, device: DeviceFacts, power: PowerProfile) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -12,6 +11,8 @@ from planner.simulate import Workload
 from planner.simulate.faults import Fault
 from specs.errors import InputError, nearest_names
 from specs.plan import Limits, Plan, ReplicaGroup, Scheduling, Speculation
+
+MOST = 1_000_000_000  # of any number that a policy states
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def without_effect(plan: Plan, workload: Workload) -> list[str]:
     orders = {group.scheduling.order for group in plan.groups}
     if any(group.cache.prefix_caching for group in plan.groups) and workload.prefixes is None:
         notes.append("prefix caching finds nothing: the traffic does not say what its prompts share")
+    if _stated_error(plan) and not orders & {"sjf", "srpt"}:
+        notes.append("predicted lengths are not looked at: no group serves by sjf or srpt")
     if "priority" in orders and (workload.priority is None or len(set(workload.priority.tolist())) < 2):
         notes.append("order priority is first come, first served here: all requests have one priority")
     if "edf" in orders and (workload.deadline_s is None or not np.isfinite(workload.deadline_s).any()):
@@ -95,6 +98,10 @@ def without_effect(plan: Plan, workload: Workload) -> list[str]:
     if "vtc" in orders and (workload.tenant_index is None or len(set(workload.tenant_index.tolist())) < 2):
         notes.append("order vtc is first come, first served here: there is one tenant")
     return notes
+
+
+def _stated_error(plan: Plan) -> bool:
+    return any(group.scheduling.predictor_error > 0.0 for group in plan.groups)
 
 
 def _with_drafts(group: ReplicaGroup, speculation: Speculation | None) -> Limits:
@@ -126,9 +133,9 @@ def _known(option: str, name: str | None, choices: tuple[str, ...]) -> str | Non
 
 
 def _at_least(option: str, value: float | None, least: int) -> float | None:
-    if value is None or (math.isfinite(value) and value >= least):
+    if value is None or least <= value <= MOST:
         return value
-    raise InputError(f"{value:g} is out of range", field=option, expected=f"{least} or more")
+    raise InputError(f"{value:g} is out of range", field=option, expected=f"{least} to {MOST:,}")
 
 
 def _stated(values: dict[str, Any]) -> dict[str, Any]:

@@ -46,9 +46,11 @@ def planned_workload(
     missing or is not the one the plan was made with.
     """
     if rate_per_s is not None and not 0 < rate_per_s < 1e9:
-        raise InputError(f"{rate_per_s} is not a rate", field="--rate", expected="requests/s above 0")
+        raise InputError(f"{rate_per_s} is not a rate", field="--rate", expected="requests/s above 0, below 1e9")
     if seconds is not None and not 0 < seconds <= 86_400 * 7:
-        raise InputError(f"{seconds} is not a length of time", field="--seconds", expected="seconds above 0")
+        raise InputError(
+            f"{seconds} is not a length of time", field="--seconds", expected="seconds above 0, at most a week (604800)"
+        )
     if trace_format is not None and trace is None:
         raise InputError("no trace is given", field="--format", expected="--trace FILE with it")
     seed = planned_seed(plan) if seed is None else seed

@@ -158,18 +158,22 @@ class Verdict:
     refuted_early: str | None = None
     event_bound_hit: bool = False
     events: int = 0
+    unfinished: int = 0  # requests of a whole run that neither finished nor were refused: none, or a rule is wrong
 
     @property
     def holds(self) -> bool:
-        return not self.misses and self.refuted_early is None and not self.event_bound_hit
+        whole = self.refuted_early is None and not self.event_bound_hit and not self.unfinished
+        return whole and not self.misses
 
     def __str__(self) -> str:
         if self.holds:
             return "every objective holds"
         if self.refuted_early is not None:
             return f"refuted: {self.refuted_early}"
-        if not self.misses:
+        if self.event_bound_hit:
             return f"undecided: the run stopped at its bound of {self.events:,} simulated events"
+        if self.unfinished:
+            return f"undecided: {self.unfinished} requests neither finished nor were refused"
         return "; ".join(
             f"{miss.request_class}: {miss.text}, attained by {100 * miss.attained:.2f} %" for miss in self.misses
         )
@@ -209,4 +213,6 @@ def meets(result: FleetResult, workload: Workload, slos: Mapping[str, SLO]) -> V
             attained = int(good.sum())
             if requests - attained > requirement.allowed_misses(requests):
                 misses.append(Miss(name, requirement.text, attained / requests, requirement.share))
-    return Verdict(tuple(misses), result.refuted_early, result.event_bound_hit, result.events)
+    whole = result.refuted_early is None and not result.event_bound_hit
+    unfinished = int((np.isnan(result.e2e_s) & ~result.rejected).sum()) if whole else 0
+    return Verdict(tuple(misses), result.refuted_early, result.event_bound_hit, result.events, unfinished)

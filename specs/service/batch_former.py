@@ -122,6 +122,8 @@ class BatchFormer:
                 self._go_on(draft)
                 self._admit(draft, decodes=False)
         if not draft.decodes and not draft.chunks:
+            self._give_way(draft)
+        if not draft.decodes and not draft.chunks:
             return None
         self._decode_steps += bool(draft.decodes)
         return Step(
@@ -239,6 +241,12 @@ class BatchFormer:
                 return
             draft.chunks.append(Chunk(sequence, start, tokens))
             draft.budget -= tokens
+
+    def _give_way(self, draft: _Draft) -> None:
+        """Prompts under way hold all blocks between them: the last ones give way until the first goes on."""
+        while not draft.chunks and len(self.running) > 1:
+            self._preempt(draft)
+            self._go_on(draft)
 
     # --------------------------------------------------------------------------------------------------- admission
 

@@ -152,13 +152,15 @@ def seconds(values: list[Any], file: str, field: str, lines: list[int]) -> NDArr
 def timestamps(values: list[str], file: str, lines: list[int]) -> NDArray[np.float64]:
     """`YYYY-MM-DD HH:MM:SS.fffffff`, with or without +00:00: seconds since the first one, exact to the nanosecond."""
     cleaned = [value.strip().removesuffix("+00:00").removesuffix("Z") for value in values]
-    try:
-        return _since_first(np.array(cleaned, dtype="datetime64[ns]"))
-    except (ValueError, OverflowError):
-        pass  # the walk below names the row
+    shortest = len("2023-11-16 18:15:46")
+    if all(len(value) >= shortest for value in cleaned):  # a number alone would be read as a year
+        try:
+            return _since_first(np.array(cleaned, dtype="datetime64[ns]"))
+        except (ValueError, OverflowError):
+            pass  # the walk below names the row
     for value, raw, line in zip(cleaned, values, lines, strict=True):
         try:
-            bad = bool(np.isnat(np.datetime64(value, "ns"))) or len(value) < len("2023-11-16 18:15:46")
+            bad = bool(np.isnat(np.datetime64(value, "ns"))) or len(value) < shortest
         except (ValueError, OverflowError):
             bad = True
         if bad:

@@ -38,6 +38,11 @@ MODEL = ReplicaModel(
 GROUPS = (FleetGroup("g", 2, MODEL),)
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 def served(count: int = 40, **changed: Any) -> tuple[FleetResult, Workload]:
     load = Workload(
         ("a",), np.zeros(count, np.int64), np.arange(count) * 0.5, np.full(count, 8), np.full(count, 3), **changed

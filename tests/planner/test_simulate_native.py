@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation_cases import Case, crowded_case, decode_table, random_case, random_model, random_workload
 
@@ -62,6 +67,16 @@ def test_compiled_equals_oracle_where_it_once_did_not(seed: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5, 870, 2171])
 def test_compiled_equals_oracle_in_crowded_caches(seed: int) -> None:
     check(crowded_case(seed), f"seed {seed}")
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(st.integers(160, 2**32 - 1))
+def test_compiled_equals_oracle_on_drawn_cases(seed: int) -> None:
+    case = random_case(seed)
+    compiled = native.simulate(case.groups, case.routes, case.workload, **case.options)
+    oracle = simulate_fleet(case.groups, case.routes, case.workload, exact=True, **case.options)
+    assert_equal(compiled, oracle, f"seed {seed}")
 
 
 @needs_compiler
@@ -150,6 +165,31 @@ def test_what_the_compiled_simulator_cannot_hold_is_named() -> None:
         assert native.unsupported((FleetGroup("g", 1, model),), WORKLOAD) is None
         assert "2^31" in str(native.unsupported((FleetGroup("g", 1, long),), WORKLOAD))
         assert "weights" in str(native.unsupported((weighted,), WORKLOAD, router="sticky"))
+
+
+LONG_RUN = """
+import numpy as np
+from planner.simulate import FleetGroup, simulate_fleet, Workload
+from simulation_cases import busy_model
+from specs.plan import Route
+count = 200_000
+load = Workload(("a",), np.zeros(count, int), np.zeros(count), np.full(count, 10), np.full(count, 5000))
+print("begins", flush=True)
+simulate_fleet((FleetGroup("g", 1, busy_model()),), (Route(request_class="a", group="g", share=1.0),), load)
+"""
+
+
+@needs_compiler
+def test_an_interrupt_ends_a_long_run() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", LONG_RUN], env=environment, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "begins\n"
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
 class TestBuild:

@@ -153,6 +153,23 @@ def test_a_short_prompt_goes_before_the_rest_of_a_long_one_under_srpt_only(polic
         assert not rule.running[0].preemptions
 
 
+@pytest.mark.parametrize("policy", ["mixed_chunked", "prefill_first", "decode_first"])
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_two_prompts_that_hold_all_blocks_between_them_both_finish(policy: str, preemption: str) -> None:
+    rule = former(blocks=25, order="srpt", seats=4, budget=20, policy=policy, preemption=preemption)
+    rule.add(Sequence(0, 96, predicted_tokens=60))
+    for _ in range(3):
+        step(rule)
+    rule.add(Sequence(1, 90, predicted_tokens=1))
+    finished: list[int] = []
+    while len(finished) < 2:
+        for sequence in rule.complete(rule.form()):  # type: ignore[arg-type]
+            rule.finish(sequence)
+            finished.append(sequence.id)
+    assert finished == [1, 0]
+    assert rule.blocks.free_blocks == 25
+
+
 def test_srpt_counts_what_is_left_not_what_was_asked() -> None:
     """After six decodes one token is left and a known one: less than the four of the newcomer."""
     rule = former(order="srpt", seats=1)

@@ -78,13 +78,13 @@ def stability(result: FleetResult, workload: Workload) -> Stability:
     It says neither with fewer than `LEAST_REQUESTS_STEADY` requests, when it is shorter than `LEAST_STAYS` median
     end-to-end times, when the run ended early, and when the queue has grown threefold without being long yet.
     """
-    if result.saturated:
+    whole = result.refuted_early is None and not result.event_bound_hit
+    if result.saturated and whole:
         return "saturated"
     early, end = result.waiting
     served_s = result.e2e_s[~np.isnan(result.e2e_s)]
     if (
-        result.event_bound_hit
-        or result.refuted_early is not None
+        not whole
         or len(served_s) < LEAST_REQUESTS_STEADY
         or result.horizon_s < LEAST_STAYS * float(np.median(served_s))
         or (end >= 10 and end >= 3 * early)

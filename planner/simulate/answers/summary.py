@@ -58,8 +58,8 @@ def _verdict(result: FleetResult, workload: Workload, slos: Mapping[str, SLO]) -
     elif steadiness == "too short to tell" and verdict.holds:
         text = f"{text}; the window is too short to tell whether it stays so"
     return {
-        "holds": verdict.holds and not result.saturated,
-        "saturated": result.saturated,
+        "holds": verdict.holds and steadiness != "saturated",
+        "saturated": steadiness == "saturated",
         "stability": steadiness,
         "text": text,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import CFUNCTYPE, POINTER, Structure, c_double, c_int64, c_uint8, c_uint64
+from ctypes import CFUNCTYPE, POINTER, Structure, c_double, c_int, c_int64, c_uint8, c_uint64
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,7 @@ class Watch(Structure):
     )
 
 
-Progress = CFUNCTYPE(None, c_double)
+Progress = CFUNCTYPE(c_int, c_double)
 
 
 class Problem(Structure):

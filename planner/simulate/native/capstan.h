@@ -170,7 +170,7 @@ typedef struct {
     const FaultEvent *faults;    /* [fault_count], by time, group, replica */
     ClassSplit *splits;          /* [classes] */
     Watch *watches;              /* [watch_count] */
-    void (*progress)(double share); /* optional: told of arrivals */
+    int (*progress)(double share); /* told now and then which share of the requests has arrived; not 0: stop */
     double horizon_s;
     double poll_s; /* routers see loads as of the last multiple; 0: as they are */
     uint64_t seed; /* of routers and speculation, modulo 2^64 */
@@ -225,12 +225,13 @@ enum { TOO_LONG = 1, TOO_LARGE = 2, QUEUE_FULL = 3, SESSION_ENDED = 4, NO_REPLIC
 #define CHECK_EVERY 16   /* arrivals between two looks at the limits: these four as in run.py */
 #define LOOK_S 2.0       /* between two looks otherwise */
 #define REPORT_EVERY 500 /* arrivals between two reports of progress */
+#define LISTEN_EVERY 65536 /* formed steps between two moments at which the caller can stop the run */
 #define IMBALANCE 32     /* requests: `PrefixAware` */
 #define MAX_UNITS 65536  /* units that `PrefixAware` remembers of a replica */
 
 /* ---- state ---- */
 
-enum { OK = 0, NO_MEMORY = 1, BOUND_HIT = 2 };
+enum { OK = 0, NO_MEMORY = 1, BOUND_HIT = 2, STOPPED = 3 };
 
 /* `specs.service.Sequence`; links are request numbers, -1 ends them. One per request: it is in one place at a time. */
 typedef struct {
@@ -305,6 +306,8 @@ typedef struct {
     int64_t handed_count;
     int64_t drained_count; /* finished ones that the refuter has seen */
     int64_t events_left;
+    int64_t formed; /* steps, but for those that repeat one */
+    double share;   /* of the requests that have arrived */
     double horizon_s;
     int status;     /* OK, or what ended the run */
     jmp_buf escape; /* nothing goes on after a bound or without memory */

@@ -200,8 +200,10 @@ static bool let_all_in(Fleet *fleet, double now_s) {
         if (problem->refuting && fleet->arrived % CHECK_EVERY == 0 &&
             (run->out->refuted = refute_check(run, now_s)) >= 0)
             return true;
-        if (problem->progress && fleet->arrived % REPORT_EVERY == 0)
-            problem->progress((double)fleet->arrived / (double)problem->count);
+        if (fleet->arrived % REPORT_EVERY == 0) {
+            run->share = (double)fleet->arrived / (double)problem->count;
+            report(run);
+        }
         fleet->arrived++;
         let_in(fleet, arrivals_pop(run, &fleet->arrivals), now_s);
     }
@@ -233,7 +235,7 @@ static void fleet_run(Fleet *fleet) {
             refuse(run, &fleet->arrivals, list_pop(&fleet->groups[i].waiting, run->seqs), NO_REPLICA, now_s);
 }
 
-/* Serve the workload of `problem`; returns OK or NO_MEMORY. */
+/* Serve the workload of `problem`; returns OK, NO_MEMORY or STOPPED. */
 int capstan_simulate(const Problem *problem, Outcome *out) {
     Fleet *fleet = calloc(1, sizeof *fleet);
     if (!fleet) return NO_MEMORY;
@@ -248,5 +250,5 @@ int capstan_simulate(const Problem *problem, Outcome *out) {
     if (status != NO_MEMORY) fleet_settle(fleet);
     fleet_close(fleet);
     free(fleet);
-    return status == NO_MEMORY ? NO_MEMORY : OK;
+    return status == BOUND_HIT ? OK : status;
 }

@@ -196,6 +196,14 @@ static bool former_add(Lane *lane, int32_t request) {
     return true;
 }
 
+/* `_give_way`: prompts under way hold all blocks between them; the last ones give way until the first goes on. */
+static void give_way(Lane *lane) {
+    while (!lane->chunk_count && lane->count > 1) {
+        preempt_last(lane);
+        go_on(lane);
+    }
+}
+
 /* `form`; false: nothing to compute. */
 static bool former_form(Lane *lane) {
     if (lane->model->order != FCFS) sort_running(lane);
@@ -226,6 +234,7 @@ static bool former_form(Lane *lane) {
             admit(lane, true, false, -1);
         }
     }
+    if (!lane->decodes && !lane->chunk_count) give_way(lane);
     lane->decode_steps += lane->decodes > 0;
     return lane->decodes || lane->chunk_count;
 }

@@ -20,9 +20,15 @@ static void *get_more(Run *run, void *memory, int64_t count, size_t size) {
     return more;
 }
 
+/* Tell how far the run is; the caller may stop it. */
+static void report(Run *run) {
+    if (run->problem->progress(run->share)) run_end(run, STOPPED);
+}
+
 static void count_event(Run *run) {
     if (run->events_left <= 0) run_end(run, BOUND_HIT);
     run->events_left--;
+    if (++run->formed % LISTEN_EVERY == 0) report(run);
 }
 
 /* ---- lists of requests, linked by Seq.next ---- */

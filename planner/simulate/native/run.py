@@ -16,6 +16,7 @@ from planner.simulate.links import Link
 from planner.simulate.model import FleetGroup, ReplicaModel, Workload
 from planner.simulate.native import abi, marshal
 from planner.simulate.native.build import library
+from planner.simulate.native.listener import Listener
 from planner.simulate.record import LaneLoad
 from planner.simulate.result import FleetResult, LinkLoad
 from planner.simulate.routing import class_splits
@@ -88,9 +89,13 @@ def simulate(
     problem.watches, problem.watch_count = pins.structs(watches, abi.Watch), len(watches)
     problem.refuting = bool(refute)
     problem.max_events, problem.clients = max_events, clients
-    if progress is not None:
-        problem.progress = abi.Progress(progress)
-    return gather(groups, workload, _serve(problem, groups, workload, conditions, texts))
+    listener = Listener(progress)
+    problem.progress = abi.Progress(listener)
+    with listener.hearing_interrupts():
+        outcome = _serve(problem, groups, workload, conditions, texts)
+    if listener.raised is not None:
+        raise listener.raised
+    return gather(groups, workload, outcome)
 
 
 def _problem(groups: Sequence[FleetGroup], workload: Workload, conditions: Conditions, pins: abi.Pins) -> abi.Problem:
