@@ -72,14 +72,14 @@ def simulate_clients(
         "closed_loop": {
             "concurrency": loop.concurrency,
             "warmup": loop.warmup,
-            "requests_per_s": len(load) / run.seconds,
+            "requests_per_s": run.requests_per_s,
             "output_tokens_per_s": run.output_tokens_per_s,
         },
         "energy": None,
         "notes": [],
         "windows": [],
         "simulated_requests": len(loop.prompt_tokens),
-        "simulated_s": float(np.nanmax(run.sent_s + run.e2e_s)),
+        "simulated_s": float(run.sent_s.min()) + run.seconds,
     }
 
 
@@ -98,7 +98,7 @@ def _check(groups: tuple[FleetGroup, ...], policies: Policies, options: Mapping[
     }
     for option, value in stated.items():
         if value is not None:
-            raise InputError("the traffic is a closed loop, which has none", field=option, expected="no such option")
+            raise InputError("does not apply to the clients of a closed loop", field=option, expected="no such option")
 
 
 def _as_fleet(spec: DeploymentSpec, loop: DeclaredLoop, run: ClosedLoop) -> tuple[FleetResult, Workload]:
@@ -121,10 +121,10 @@ def _as_fleet(spec: DeploymentSpec, loop: DeclaredLoop, run: ClosedLoop) -> tupl
         group_index=nothing,
         replica_index=nothing,
         preemptions=nothing,
-        rejected=np.zeros(count, dtype=np.bool_),
+        rejected=run.rejected,
         groups=(),
         horizon_s=run.seconds,
-        end_s=float(np.nanmax(sent_s + run.e2e_s)),
+        end_s=run.seconds,
         events=run.events,
         event_bound_hit=run.event_bound_hit,
         refuted_early=None,

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.simulate import native
 from planner.simulate.arrivals import ClosedLoopClients
@@ -27,18 +28,29 @@ class ClosedLoop:
     ttft_s: FloatArray
     tpot_s: FloatArray  # (end-to-end - TTFT) / (output tokens - 1); NaN for one output token
     e2e_s: FloatArray
-    output_tokens: IntArray
+    output_tokens: IntArray  # asked for
+    rejected: NDArray[np.bool_]
     events: int
     event_bound_hit: bool
 
     @property
+    def finished(self) -> NDArray[np.bool_]:
+        return ~np.isnan(self.e2e_s)
+
+    @property
     def seconds(self) -> float:
-        """From the first request sent to the last one done."""
-        return float(np.nanmax(self.sent_s + self.e2e_s) - self.sent_s.min())
+        """From the first request sent to the last one done, or to the last one sent where none is."""
+        return float((self.sent_s + np.nan_to_num(self.e2e_s)).max() - self.sent_s.min())
+
+    @property
+    def requests_per_s(self) -> float:
+        """Served; 0 where none is."""
+        return float(self.finished.sum()) / self.seconds if self.seconds > 0.0 else 0.0
 
     @property
     def output_tokens_per_s(self) -> float:
-        return float(self.output_tokens.sum()) / self.seconds
+        """Of the requests that were served."""
+        return float(self.output_tokens[self.finished].sum()) / self.seconds if self.seconds > 0.0 else 0.0
 
 
 def simulate_closed_loop(
@@ -85,6 +97,7 @@ def simulate_closed_loop(
         tpot_s=result.tpot_s[warmup:],
         e2e_s=result.e2e_s[warmup:],
         output_tokens=output_tokens[warmup:],
+        rejected=result.rejected[warmup:],
         events=result.events,
         event_bound_hit=result.event_bound_hit,
     )

@@ -252,7 +252,7 @@ def test_clients_of_a_closed_loop_are_served(plan: Path, tmp_path: Path) -> None
     assert undocumented(found) == set()
     assert "4 clients: " in run("simulate", plan, "--traffic", spec).stdout
     refused = run("simulate", plan, "--traffic", spec, "--rate", "3", code=2)
-    assert "--rate: the traffic is a closed loop" in refused.stderr
+    assert "--rate: does not apply to the clients" in refused.stderr
 
 
 def test_what_no_simulation_honours_is_refused_with_its_line(plan: Path, tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ def test_clients_are_never_idle(clients: int, replicas: int, seed: int) -> None:
     np.testing.assert_allclose(later, ends[: len(later)], rtol=1e-12)  # each follows the end of another at once
 
 
+def test_refused_requests_are_not_served() -> None:
+    """Two clients, one seat, and no prompt may wait: what comes while one waits is refused at once."""
+    base = replica(flat_s=1.0, seats=1)
+    model = replace(base, scheduling=base.scheduling.model_copy(update={"max_waiting_tokens": 1}))
+    result = simulate_closed_loop(model, 3, lengths(*[4] * 6), lengths(*[2] * 6))
+    assert result.rejected.any()
+    assert (result.finished | result.rejected).all()
+    assert result.output_tokens_per_s == 2 * result.finished.sum() / result.seconds
+    assert result.requests_per_s <= 0.5
+
+
 def test_what_cannot_be_measured_is_refused() -> None:
     model = replica(blocks=4)
     for clients, count, warmup in ((0, 4, 0), (1, 0, 0), (2, 4, 4), (2, 4, -1)):
