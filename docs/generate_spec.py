@@ -176,7 +176,7 @@ EXAMPLES = {
         "    slo: {ttft: {p95: 2s}}"
     ),
     "traffic[].shared_prefix": (
-        "traffic:\n  - name: helpers\n    arrivals: {rate: 20/s, process: diurnal, peak_to_mean: 1.8, peak_at: 14h}\n"
+        "traffic:\n  - name: support\n    arrivals: {rate: 20/s, process: diurnal, peak_to_mean: 1.8, peak_at: 14h}\n"
         "    prompt_tokens: {lognormal: {mean: 2k, p99: 7k}}\n    output_tokens: {mean: 40, max: 256}\n"
         "    shared_prefix: {tokens: 1k, groups: 200, skew: 1}\n    slo: {ttft: {p90: 500ms}}"
     ),
