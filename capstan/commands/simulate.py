@@ -59,7 +59,7 @@ def run_simulate(
             progress=lambda share: say(f"simulating: {share:.0%} of the requests have arrived"),
         )
     summary["notes"] = [*notes, *summary["notes"]]
-    summary["cpu_s"] = time.process_time() - started
+    summary["command_cpu_s"] = time.process_time() - started
     if json_output:
         print_json(summary)
         return

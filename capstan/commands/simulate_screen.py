@@ -38,7 +38,7 @@ def print_summary(summary: Summary, slos: Mapping[str, SLO | None]) -> None:
     console.print(verdict["text"], style="green" if verdict["holds"] else "red", markup=False)
     console.print(
         f"{count_text(summary['simulated_requests'], 'request')}, {summary['simulated_s']:.0f} s simulated "
-        f"in {summary['cpu_s']:.2f} CPU s"
+        f"in {summary['cpu_s']:.2f} CPU s, {summary['command_cpu_s']:.2f} with traffic and tables"
     )
 
 

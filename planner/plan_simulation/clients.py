@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def simulate_clients(
     spec = DeploymentSpec.model_validate(plan.spec)
     loop = declared_closed_loop(spec, trace_folder(plan, spec, Path(base_dir)), seed=seed)
     assert loop is not None
+    started = time.process_time()
     try:
         run = simulate_closed_loop(
             groups[0].model,
@@ -64,6 +66,7 @@ def simulate_clients(
         )
     except ValueError as error:
         raise InputError(str(error), field="traffic[0]", expected="requests that fit a replica") from None
+    cpu_s = time.process_time() - started
     result, load = _as_fleet(spec, loop, run)
     if timeline is not None:
         write_atomically(timeline, chrome_trace(result, load))
@@ -80,6 +83,7 @@ def simulate_clients(
         "windows": [],
         "simulated_requests": len(loop.prompt_tokens),
         "simulated_s": float(run.sent_s.min()) + run.seconds,
+        "cpu_s": cpu_s,
     }
 
 
@@ -121,7 +125,8 @@ def _as_fleet(spec: DeploymentSpec, loop: DeclaredLoop, run: ClosedLoop) -> tupl
         group_index=nothing,
         replica_index=nothing,
         preemptions=nothing,
-        rejected=run.rejected,
+        rejected=run.refusal > 0,
+        refusal=run.refusal,
         groups=(),
         horizon_s=run.seconds,
         end_s=run.seconds,

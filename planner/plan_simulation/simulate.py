@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,7 @@ def simulate_plan(
         drawn = Drawn(DeploymentSpec.model_validate(plan.spec), workload, ())
     fleet = with_handoffs(plan, _fleet_groups(plan), drawn.workload)
     groups, load = fleet.groups, _in_blocks(drawn.workload, fleet.groups)
+    started = time.process_time()
     try:
         result = simulate_fleet(
             groups,
@@ -94,6 +96,7 @@ def simulate_plan(
         )
     except ValueError as error:
         raise InputError(str(error), expected="groups, routes and options that fit together") from None
+    cpu_s = time.process_time() - started
     if timeline is not None:
         write_atomically(timeline, chrome_trace(result, load, groups))
     return {
@@ -110,6 +113,7 @@ def simulate_plan(
         "windows": [item.model_dump(mode="json") for item in drawn.windows],
         "simulated_requests": len(load),
         "simulated_s": result.end_s,
+        "cpu_s": cpu_s,
     }
 
 

@@ -16,6 +16,7 @@ from planner.simulate import native
 from planner.simulate.arrivals import ClosedLoopClients
 from planner.simulate.fleet import MAX_EVENTS, MAX_EVENTS_EXACT
 from planner.simulate.model import FleetGroup, FloatArray, IntArray, ReplicaModel, Workload
+from planner.simulate.result import FleetResult
 from planner.simulate.run import Conditions, FleetRun
 from specs.plan import Route
 
@@ -29,7 +30,7 @@ class ClosedLoop:
     tpot_s: FloatArray  # (end-to-end - TTFT) / (output tokens - 1); NaN for one output token
     e2e_s: FloatArray
     output_tokens: IntArray  # asked for
-    rejected: NDArray[np.bool_]
+    refusal: IntArray  # index into `result.REFUSALS`; 0: served
     events: int
     event_bound_hit: bool
 
@@ -97,7 +98,12 @@ def simulate_closed_loop(
         tpot_s=result.tpot_s[warmup:],
         e2e_s=result.e2e_s[warmup:],
         output_tokens=output_tokens[warmup:],
-        rejected=result.rejected[warmup:],
+        refusal=_refusal(result)[warmup:],
         events=result.events,
         event_bound_hit=result.event_bound_hit,
     )
+
+
+def _refusal(result: FleetResult) -> IntArray:
+    assert result.refusal is not None
+    return result.refusal

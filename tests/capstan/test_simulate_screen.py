@@ -60,6 +60,7 @@ def screen(capsys: pytest.CaptureFixture[str], result: FleetResult, load: Worklo
         "simulated_requests": len(load),
         "simulated_s": 9.0,
         "cpu_s": 0.1,
+        "command_cpu_s": 0.2,
     }
     print_summary(summary | changed, {})
     return " ".join(capsys.readouterr().out.split())

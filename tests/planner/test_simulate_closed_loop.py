@@ -12,6 +12,7 @@ from simulation_cases import random_model
 from test_simulate_laws import replica
 
 from planner.simulate import simulate_closed_loop
+from planner.simulate.result import REFUSALS
 
 
 def lengths(*tokens: int) -> np.ndarray:
@@ -66,8 +67,8 @@ def test_refused_requests_are_not_served() -> None:
     base = replica(flat_s=1.0, seats=1)
     model = replace(base, scheduling=base.scheduling.model_copy(update={"max_waiting_tokens": 1}))
     result = simulate_closed_loop(model, 3, lengths(*[4] * 6), lengths(*[2] * 6))
-    assert result.rejected.any()
-    assert (result.finished | result.rejected).all()
+    assert set(result.refusal.tolist()) == {0, REFUSALS.index("queue full")}
+    assert (result.finished == (result.refusal == 0)).all()
     assert result.output_tokens_per_s == 2 * result.finished.sum() / result.seconds
     assert result.requests_per_s <= 0.5
 

@@ -122,7 +122,7 @@ def test_requests_tokens_and_bytes_are_conserved_and_exact_is_the_same(folder: P
         simulate_plan(plan_of(behind(split(folder, 2, 2, decode_node=1), 1e9)), folder, workload=load, exact=exact)
         for exact in (False, True)
     )
-    assert found == exact
+    assert found | {"cpu_s": 0.0} == exact | {"cpu_s": 0.0}
     assert found["refused"] == {}
     (link,) = found["links"]
     several = load.output_tokens > 1  # those of one token are never handed over
