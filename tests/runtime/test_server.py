@@ -47,7 +47,8 @@ def served(engine, metrics):
 def stub_server(length=200):
     """A server over the stub: answers continue the alphabet. Small steps take a little, so that things overlap."""
     metrics = Metrics("tiny")
-    engine, runner = stub_engine(limits=limits(length=length), observer=metrics, max_waiting=20)
+    blocks = max(64, length // 4 + 1)
+    engine, runner = stub_engine(blocks, limits=limits(length=length), observer=metrics, max_waiting=20)
     step = runner.run
     runner.run = lambda pieces: (time.sleep(0.002), step(pieces))[1]
     with served(engine, metrics) as (base, server), httpx.Client(base_url=base, timeout=20) as client:
@@ -459,18 +460,19 @@ def test_a_stream_whose_client_left_before_its_first_event_frees_its_request():
     assert closed == [held]
 
 
-def test_a_client_that_leaves_frees_its_request(stub):
-    body = {"model": "tiny", "prompt": "A", "max_tokens": 190}
-    with stub.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
-        for index, _ in enumerate(response.iter_lines()):
-            if index == 3:
-                break
-        assert not idle(stub.engine)
-    wait_for(lambda: idle(stub.engine))
-    with pytest.raises(httpx.ReadTimeout):
-        stub.post("/v1/completions", json=body, timeout=0.1)
-    wait_for(lambda: idle(stub.engine))
-    assert 'capstan_requests_finished_total{model="tiny",reason="abort"} 2.0' in stub.get("/metrics").text
+def test_a_client_that_leaves_frees_its_request():
+    body = {"model": "tiny", "prompt": "A", "max_tokens": 3900}  # eight seconds
+    with stub_server(length=4000) as stub:
+        with stub.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+            for index, _ in enumerate(response.iter_lines()):
+                if index == 3:
+                    break
+            assert not idle(stub.engine)
+        wait_for(lambda: idle(stub.engine))
+        with pytest.raises(httpx.ReadTimeout):
+            stub.post("/v1/completions", json=body, timeout=0.1)
+        wait_for(lambda: idle(stub.engine))
+        assert 'capstan_requests_finished_total{model="tiny",reason="abort"} 2.0' in stub.get("/metrics").text
 
 
 def test_a_full_queue_is_429(stub):
