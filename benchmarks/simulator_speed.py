@@ -44,7 +44,7 @@ COLD_START = """
 import resource, time
 from planner.simulate import native
 start = time.perf_counter()
-native.library()
+native.compiled()
 compiler = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(time.perf_counter() - start, compiler.ru_utime + compiler.ru_stime)
 """
@@ -194,7 +194,7 @@ def main() -> None:
     if options.only_requests:
         print(json.dumps(one_size(options.only_requests)))
         return
-    if native.library() is None:
+    if native.compiled() is None:
         raise SystemExit("there is no compiled simulator to measure")
     azure = workload_of(read_trace(AZURE, "azure"))
     compared = [compare("azure", replica(), 8, azure, oracle=not options.no_oracle)]

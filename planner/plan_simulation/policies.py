@@ -41,15 +41,15 @@ def with_policies(plan: Plan, policies: Policies) -> Plan:
         "order": _known("--order", policies.order, _choices(Scheduling, "order")),
         "prefill_policy": _known("--prefill-policy", policies.prefill_policy, _choices(Scheduling, "prefill_policy")),
         "preemption": _known("--preemption", policies.preemption, _choices(Scheduling, "preemption")),
-        "max_waiting_tokens": _at_least("--max-waiting-tokens", policies.max_waiting_tokens, 1),
-        "predictor_error": _at_least("--predictor-error", policies.predictor_error, 0),
+        "max_waiting_tokens": _within("--max-waiting-tokens", policies.max_waiting_tokens, 1),
+        "predictor_error": _within("--predictor-error", policies.predictor_error, 0),
         "speculation": policies.speculation,
     }
     cache = {
         "prefix_caching": policies.prefix_caching,
-        "host_blocks": _at_least("--host-blocks", policies.host_blocks, 0),
+        "host_blocks": _within("--host-blocks", policies.host_blocks, 0),
     }
-    _at_least("--poll", policies.poll_s, 0)
+    _within("--poll", policies.poll_s, 0)
     groups = tuple(
         group.model_copy(
             update={
@@ -132,7 +132,7 @@ def _known(option: str, name: str | None, choices: tuple[str, ...]) -> str | Non
     )
 
 
-def _at_least(option: str, value: float | None, least: int) -> float | None:
+def _within(option: str, value: float | None, least: int) -> float | None:
     if value is None or least <= value <= MOST:
         return value
     raise InputError(f"{value:g} is out of range", field=option, expected=f"{least} to {MOST:,}")

@@ -8,28 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.simulator.servers import FREE
 from capstan.commands.simulate_screen import bars, print_summary
-from planner.cost.step_times import StepTimes
 from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, result_summary, simulate_fleet
 from planner.simulate.result import LinkLoad
 from specs.plan import Limits, Route, Scheduling
 
 MODEL = ReplicaModel(
-    times=StepTimes(
-        tokens_s=(1.0,) * 9,
-        sampled_s=(0.0,) * 3,
-        sequence_s=0.0,
-        decode_launch_s=0.0,
-        decode_context_token_s=0.0,
-        decode_window_token_s=0.0,
-        window_tokens=None,
-        prefill_launch_s=0.0,
-        prefill_pair_s=0.0,
-        prefill_window_pair_s=0.0,
-        prefill_context_token_s=0.0,
-        request_s=0.0,
-        lanes=1,
-    ),
+    times=replace(FREE, tokens_s=(1.0,) * 9, sampled_s=(0.0,) * 3),
     limits=Limits(max_num_seqs=2, max_num_batched_tokens=8, max_model_len=100),
     num_blocks=20,
     block_size_tokens=4,

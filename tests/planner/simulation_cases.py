@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.simulator.servers import FREE
 from planner.cost.pieces import ChunkTable, DecodeTable
 from planner.cost.step_times import StepTimes
 from planner.simulate import FleetGroup, ReplicaModel, Workload
@@ -153,22 +154,7 @@ def _times(random: Random, rows: int, budget: int, lanes: int) -> StepTimes:
 
 def busy_model() -> ReplicaModel:
     """Every step of 512 speculating sequences is formed anew."""
-    rows = 1025
-    times = StepTimes(
-        tokens_s=(0.01,) * rows,
-        sampled_s=(0.0,) * rows,
-        sequence_s=0.0,
-        decode_launch_s=0.0,
-        decode_context_token_s=0.0,
-        decode_window_token_s=0.0,
-        window_tokens=None,
-        prefill_launch_s=0.0,
-        prefill_pair_s=0.0,
-        prefill_window_pair_s=0.0,
-        prefill_context_token_s=0.0,
-        request_s=0.0,
-        lanes=1,
-    )
+    times = replace(FREE, tokens_s=(0.01,) * 1025, sampled_s=(0.0,) * 1025)
     limits = Limits(max_num_seqs=512, max_num_batched_tokens=1024, max_model_len=10_000)
     drafts = Speculation(draft_tokens=1, acceptance=0.5)
     return ReplicaModel(times, limits, 10**7, 16, Scheduling(speculation=drafts))

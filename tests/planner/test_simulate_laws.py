@@ -22,7 +22,7 @@ from specs.plan import Limits, Route, Scheduling
 from specs.traffic import Prefixes
 
 ROUTES = (Route(request_class="a", group="g", share=1.0),)
-millions_of_steps = pytest.mark.skipif(native.library() is None, reason="the oracle alone takes minutes for it")
+millions_of_steps = pytest.mark.skipif(native.compiled() is None, reason="the oracle alone takes minutes for it")
 
 
 def replica(

@@ -25,7 +25,7 @@ from planner.simulate.native.marshal import decode_rows
 from planner.simulate.result import REFUSALS
 from specs.plan import Route
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(native.compiled() is None, reason="no C compiler")
 
 WORKLOAD = Workload(("a",), np.zeros(1, np.int64), np.zeros(1), np.ones(1, np.int64), np.ones(1, np.int64))
 
@@ -161,7 +161,7 @@ def test_what_the_compiled_simulator_cannot_hold_is_named() -> None:
     model = random_model(np.random.default_rng(0))
     long = replace(model, limits=model.limits.model_copy(update={"max_model_len": 2**31}))
     weighted = FleetGroup("g", 2, model, weights=(1.0, 2.0))
-    if native.library() is not None:
+    if native.compiled() is not None:
         assert native.unsupported((FleetGroup("g", 1, model),), WORKLOAD) is None
         assert "2^31" in str(native.unsupported((FleetGroup("g", 1, long),), WORKLOAD))
         assert "weights" in str(native.unsupported((weighted,), WORKLOAD, router="sticky"))
@@ -198,9 +198,9 @@ class TestBuild:
     @pytest.fixture(autouse=True)
     def _fresh(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O0"))  # compiles faster
-        build.library.cache_clear()
+        build.compiled.cache_clear()
         yield
-        build.library.cache_clear()
+        build.compiled.cache_clear()
 
     @pytest.mark.parametrize("command", ["no-such-compiler", "false"])
     def test_without_a_working_compiler_it_warns_once_and_python_steps(
@@ -208,7 +208,7 @@ class TestBuild:
     ) -> None:
         monkeypatch.setenv("CC", command)
         monkeypatch.setenv("CAPSTAN_CACHE", str(tmp_path))
-        assert native.library() is None
+        assert native.compiled() is None
         assert native.unsupported((), WORKLOAD) == "there is no compiled simulator"
         (record,) = caplog.records
         assert record.getMessage().startswith("simulating in Python")
@@ -216,17 +216,17 @@ class TestBuild:
 
     def test_it_can_be_switched_off(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         monkeypatch.setenv("CAPSTAN_NATIVE", "0")
-        assert native.library() is None
+        assert native.compiled() is None
         assert not caplog.records
 
     @needs_compiler
     def test_it_is_compiled_once(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("CAPSTAN_CACHE", str(tmp_path))
-        assert native.library() is not None
+        assert native.compiled() is not None
         (built,) = (tmp_path / "native").iterdir()
-        build.library.cache_clear()
+        build.compiled.cache_clear()
         monkeypatch.setattr(build, "compile_to", None)
-        assert native.library() is not None
+        assert native.compiled() is not None
         assert [built] == list((tmp_path / "native").iterdir())
 
     @needs_compiler
@@ -237,7 +237,7 @@ class TestBuild:
         broken = tmp_path / "native" / f"{build.key(compiler)}.so"
         broken.parent.mkdir()
         broken.write_text("not a library")
-        assert native.library() is not None
+        assert native.compiled() is not None
         assert broken.read_bytes().startswith(b"\x7fELF") or broken.stat().st_size > 10_000
 
     @needs_compiler
@@ -246,7 +246,7 @@ class TestBuild:
     ) -> None:
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setenv("CAPSTAN_CACHE", str(tmp_path / "file"))
-        assert native.library() is not None
+        assert native.compiled() is not None
 
     @needs_compiler
     def test_several_may_compile_at_once(self, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
     """The compiled simulator; None, and a warning in the log, where it cannot be had. Off with `CAPSTAN_NATIVE=0`."""
     if os.environ.get("CAPSTAN_NATIVE") == "0":
         return None

@@ -15,7 +15,7 @@ from planner.simulate.gather import Outcome, gather
 from planner.simulate.links import Link
 from planner.simulate.model import FleetGroup, ReplicaModel, Workload
 from planner.simulate.native import abi, marshal
-from planner.simulate.native.build import library
+from planner.simulate.native.build import compiled
 from planner.simulate.native.listener import Listener
 from planner.simulate.record import LaneLoad
 from planner.simulate.result import FleetResult, LinkLoad
@@ -29,7 +29,7 @@ _LARGEST = 2**31 - 1  # tokens and requests are 32-bit integers inside
 
 def unsupported(groups: Sequence[FleetGroup], workload: Workload, *, router: str = "least_outstanding") -> str | None:
     """Why the oracle has to step this one; None where the compiled simulator can."""
-    if library() is None:
+    if compiled() is None:
         return "there is no compiled simulator"
     if router not in abi.ROUTERS:
         return f"the router {router} is not compiled"
@@ -175,7 +175,7 @@ def _serve(
     conditions: Conditions,
     texts: Sequence[str],
 ) -> Outcome:
-    loaded = library()
+    loaded = compiled()
     assert loaded is not None, "`unsupported` was not asked"
     arrays, pins = _Arrays.of(workload, len(groups)), abi.Pins()
     written = abi.Outcome()
