@@ -24,7 +24,6 @@ NOT_HONOURED = {
     "models.NAME.speculative": "speculative decoding is not modelled",
     "hardware.pools[].power_cap": "devices are planned at their full power",
     "hardware.pools[].spot": "interruptions are not modelled",
-    "hardware.network.links": "the network between nodes is taken as uniform",
     "hardware.host.dram": "nothing is kept on the host",
     "hardware.host.pcie": "nothing is kept on the host",
     "hardware.host.nvme": "nothing is kept on the host",

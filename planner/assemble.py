@@ -13,6 +13,7 @@ from planner.cost.latency import borrowed_note, unmeasured_note
 from planner.cost.margin import margin_note
 from planner.discards import discarded_configurations
 from planner.group_power import group_power_w
+from planner.network.arrange import arranged
 from planner.optimize.certify import recheck
 from planner.optimize.master import Bought, Decision, Master, group_id
 from planner.optimize.placement import Demand, place
@@ -83,6 +84,7 @@ def assemble(problem: Problem, master: Master, decision: Decision, version: str)
         power={name: load_power(facts.name) for name, facts in sorted(problem.facts.devices.items())},
         engines=dict(sorted(problem.facts.engines.items())),
     )
+    plan = arranged(plan, problem.spec.hardware)
     checks = recheck(plan)
     broken = [check for check in checks if not check.holds]
     if broken:

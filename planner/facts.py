@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.cost.margin import step_margin
+from planner.network.reach import port_in_pool
 from specs.architecture import Architecture, load_architecture
 from specs.catalog import load_device, load_engine, load_profile
-from specs.deployment import DeploymentSpec, NetworkSpec, PoolSpec
+from specs.deployment import DeploymentSpec, HardwareSpec, PoolSpec
 from specs.errors import InputError
 from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
 
@@ -30,17 +31,18 @@ class Facts:
     devices: dict[str, DeviceFacts]  # by the pools' device names, as the datasheet says
     profiles: dict[str, DeviceProfile]  # by the pools' device names
     engines: dict[str, EngineProfile]
-    network: NetworkSpec
+    hardware: HardwareSpec
     margins: dict[str, float]  # by engine: what steps are planned to take, in multiples of what is predicted
 
     def device_of(self, pool: PoolSpec) -> DeviceFacts:
         """The device as it stands in `pool`."""
-        return in_pool(self.devices[pool.device], pool, self.network)
+        return in_pool(self.devices[pool.device], pool, self.hardware)
 
 
-def in_pool(device: DeviceFacts, pool: PoolSpec, network: NetworkSpec) -> DeviceFacts:
+def in_pool(device: DeviceFacts, pool: PoolSpec, hardware: HardwareSpec) -> DeviceFacts:
     """The device in the nodes of `pool`, behind the declared network between them; as the datasheet says elsewhere."""
-    declared = {"nic_bytes_per_s": network.bandwidth_bytes_per_s, "network_latency_s": network.latency_s}
+    rate, latency = port_in_pool(hardware, pool)
+    declared = {"nic_bytes_per_s": rate, "network_latency_s": latency}
     stated = {name: value for name, value in declared.items() if value is not None}
     return device.model_copy(update={"gpus_per_node": pool.gpus_per_node, **stated})
 
@@ -62,7 +64,7 @@ def load_facts(spec: DeploymentSpec, base_dir: str | Path, machine: Machine | No
     if machine is not None:
         engines |= {engine.name: engine for engine in machine.engines if engine.name in engines}
     margins = {name: step_margin(engine, spec.limits.confidence) for name, engine in engines.items()}
-    return Facts(architectures, devices, profiles, engines, spec.hardware.network, margins)
+    return Facts(architectures, devices, profiles, engines, spec.hardware, margins)
 
 
 class _at:  # noqa: N801 - reads as a phrase: `with _at("models.chat")`

@@ -268,6 +268,14 @@ class Binding(Frozen):
     limit: str
 
 
+class CableLoad(Frozen):
+    """What the plan sends over one cable of the network, in one direction, and what the cable carries."""
+
+    between: tuple[str, str]  # from, to: nodes (`POOL/INDEX`) or switches
+    bytes_per_s: NonNegativeFloat  # predicted, of the simulated window
+    capacity_bytes_per_s: PositiveFloat
+
+
 class Plan(Document):
     kind: Literal["Plan"] = "Plan"
     version: Literal[1] = 1
@@ -276,6 +284,7 @@ class Plan(Document):
     groups: tuple[ReplicaGroup, ...]
     routes: tuple[Route, ...]
     router: RouterName = "least_outstanding"  # within a group
+    network: tuple[CableLoad, ...] = ()  # cables that carry anything; none where replicas stay inside their nodes
     predictions: Predictions
     cost: Cost
     certificate: Certificate

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.step_times import StepTimes, chunk_pairs, chunk_window_pairs
+from specs.plan import Speculation
 
 
 def optimistic_request_s(times: StepTimes, prompt_tokens: int, output_tokens: int) -> float:
@@ -46,23 +49,98 @@ def optimistic_request_s(times: StepTimes, prompt_tokens: int, output_tokens: in
     return seconds / times.lanes
 
 
-def optimistic_work_s(times: StepTimes, prompt_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64]) -> float:
-    """The sum of `optimistic_request_s` over many requests (two arrays of one length), without a loop over them."""
+def optimistic_work_s(
+    times: StepTimes,
+    prompt_tokens: NDArray[np.int64],
+    output_tokens: NDArray[np.int64],
+    *,
+    cached_tokens: NDArray[np.int64] | None = None,
+    speculation: Speculation | None = None,
+) -> float:
+    """The sum of `optimistic_request_s` over many requests (arrays of one length), without a loop over them.
+
+    `cached_tokens`: how many of each prompt are not computed at the most. With `speculation` a decode takes at least
+    `least_steps` steps, each of which computes, samples and reads the drafts too.
+    """
     per_token, per_row = _least_per_unit(times)
     prompts, outputs = prompt_tokens.astype(np.float64), output_tokens.astype(np.float64)
-    decodes = outputs - 1
-    seconds = per_token * (prompts + decodes) + (per_row + times.sequence_s) * outputs
-    seconds += _least_decode_s(times) * decodes + _least_chunk_s(times)
-    seconds += times.decode_launch_s * decodes / max(1, len(times.sampled_s) - 1)
-    seconds += times.decode_context_token_s * (decodes * prompts + decodes * (decodes + 1) / 2)
-    seconds += times.prefill_launch_s + times.prefill_pair_s * prompts * (prompts + 1) / 2
+    cached = np.zeros_like(prompts) if cached_tokens is None else cached_tokens.astype(np.float64)
+    drafts = 0 if speculation is None else speculation.draft_tokens
+    steps = outputs - 1 if speculation is None else least_steps(output_tokens, speculation)
+    rows = max(1, len(times.sampled_s) - 1)
+    seconds = per_token * (prompts - cached + steps * (1 + drafts)) + per_row * (1 + steps * (1 + drafts))
+    seconds += times.sequence_s * (1 + steps)
+    seconds += _least_decode_s(times) * steps + _least_chunk_s(times)
+    seconds += times.decode_launch_s * steps / rows
+    seconds += times.decode_context_token_s * (steps * (prompts + drafts) + steps * (steps + 1) / 2)
+    seconds += times.prefill_launch_s + times.prefill_pair_s * (_pairs(prompts) - _pairs(cached))
     if times.window_tokens is not None:
-        growing = np.clip(times.window_tokens - prompts, 0, decodes)
-        seen = growing * prompts + growing * (growing + 1) / 2 + (decodes - growing) * times.window_tokens
-        inside = np.minimum(prompts, times.window_tokens)
-        pairs = inside * (inside + 1) / 2 + (prompts - inside) * times.window_tokens
+        window = times.window_tokens
+        growing = np.clip(window - prompts, 0, steps)
+        seen = growing * prompts + growing * (growing + 1) / 2 + (steps - growing) * window
+        pairs = _window_pairs(prompts, window) - _window_pairs(cached, window)
         seconds += times.decode_window_token_s * seen + times.prefill_window_pair_s * pairs
+    if speculation is not None:  # in a step, at most rows / (1 + drafts) sequences decode
+        seconds += speculation.draft_s * steps * (1 + drafts) / rows
     return float(seconds.sum()) / times.lanes
+
+
+def _pairs(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(query, key) pairs of whole prompts."""
+    pairs: NDArray[np.float64] = tokens * (tokens + 1) / 2
+    return pairs
+
+
+def _window_pairs(tokens: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    inside = np.minimum(tokens, window)
+    pairs: NDArray[np.float64] = _pairs(inside) + (tokens - inside) * window
+    return pairs
+
+
+def least_steps(output_tokens: NDArray[np.int64], speculation: Speculation) -> NDArray[np.float64]:
+    """Decode steps of each request under speculation, at least: their sum is certain but for one chance in a million.
+
+    A step yields 1 to 1 + k tokens, mu = 1 + a + ... + a^k in the mean, with variance s^2. By Wald's identity n tokens
+    take n / mu steps or more in the mean; the number for N tokens in all spreads by sqrt(N s^2 / mu^3), of which five
+    are taken off. No draw takes fewer than n / (1 + k).
+    """
+    decodes = np.maximum(output_tokens.astype(np.float64) - 1, 0.0)
+    total = float(decodes.sum())
+    drafts, accepted = speculation.draft_tokens, speculation.acceptance
+    mean = sum(accepted**length for length in range(drafts + 1))
+    # P(tokens > j) = a^j, so the mean of the square is the sum of (2 j + 1) a^j
+    square = sum((2 * length + 1) * accepted**length for length in range(drafts + 1))
+    spread = math.sqrt(max(0.0, square - mean**2) / (mean * total)) if total else 0.0
+    steps: NDArray[np.float64] = decodes * max(1.0 / (1 + drafts), (1.0 - 5.0 * spread) / mean)
+    return steps
+
+
+def role_work_s(
+    role: Literal["unified", "prefill", "decode"],
+    times: StepTimes,
+    prompt_tokens: NDArray[np.int64],
+    output_tokens: NDArray[np.int64],
+    *,
+    cached_tokens: NDArray[np.int64] | None = None,
+    speculation: Speculation | None = None,
+) -> float:
+    """`optimistic_work_s` of a replica of this role: prompts and first tokens, all later tokens, or both.
+
+    A prefill replica does with a request what it would do with one of a single output token. A decode replica takes it
+    up with its prompt in the cache: what remains of the proof are its `output - 1` later tokens, each in a step that
+    samples one row and reads the context. The two parts add up to the whole.
+    """
+    if role == "unified":
+        return optimistic_work_s(
+            times, prompt_tokens, output_tokens, cached_tokens=cached_tokens, speculation=speculation
+        )
+    first_s = optimistic_work_s(times, prompt_tokens, np.ones_like(output_tokens), cached_tokens=cached_tokens)
+    if role == "prefill":
+        return first_s
+    whole_s = optimistic_work_s(
+        times, prompt_tokens, output_tokens, cached_tokens=cached_tokens, speculation=speculation
+    )
+    return whole_s - first_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +153,52 @@ class LatencyFloors:
 
 
 def latency_floors(
-    times: StepTimes, prompt_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64]
+    times: StepTimes,
+    prompt_tokens: NDArray[np.int64],
+    output_tokens: NDArray[np.int64],
+    *,
+    cached_tokens: NDArray[np.int64] | None = None,
+    speculation: Speculation | None = None,
 ) -> LatencyFloors:
     """What a request waits for when it is alone on the replica.
 
-    The first token comes after all prompt tokens, none cheaper than in the best step, and after at least one step; each
-    further one after a step of at least one token that reads the context. Other requests only add to these.
+    The first token comes after all prompt tokens that are computed, none cheaper than in the best step, and after at
+    least one step; each further one after a step of at least one token that reads the context, in the best case of
+    `speculation` all drafts of which are accepted. Other requests only add to these.
     """
     per_token, _ = _least_per_unit(times)
     prompts, decodes = prompt_tokens.astype(np.float64), output_tokens.astype(np.float64) - 1
+    cached = np.zeros_like(prompts) if cached_tokens is None else cached_tokens.astype(np.float64)
     least_s = min(times.tokens_s[1:])
     step_s = least_s + times.sampled_s[1] + times.sequence_s + _least_decode_s(times)
-    prefill_s = np.maximum(per_token * prompts, least_s) + _least_chunk_s(times)
-    ttft_s = times.request_s + prefill_s + times.prefill_pair_s * prompts * (prompts + 1) / 2
-    mean_context = prompts + (decodes + 1) / 2
-    tpot_s = np.where(decodes > 0, step_s + times.decode_launch_s + times.decode_context_token_s * mean_context, 0.0)
+    prefill_s = np.maximum(per_token * (prompts - cached), least_s) + _least_chunk_s(times)
+    ttft_s = times.request_s + prefill_s + times.prefill_pair_s * (_pairs(prompts) - _pairs(cached))
+    yielded = 1.0
+    if speculation is not None:
+        yielded, step_s = 1.0 + speculation.draft_tokens, step_s + speculation.draft_s
+    mean_context = prompts + (decodes / yielded + 1) / 2
+    each_s = step_s + times.decode_launch_s + times.decode_context_token_s * mean_context
+    tpot_s = np.where(decodes > 0, each_s / yielded, 0.0)
     return LatencyFloors(ttft_s, tpot_s, ttft_s + decodes * tpot_s)
+
+
+def role_floors(
+    role: Literal["unified", "prefill", "decode"],
+    times: StepTimes,
+    prompt_tokens: NDArray[np.int64],
+    output_tokens: NDArray[np.int64],
+    *,
+    cached_tokens: NDArray[np.int64] | None = None,
+    speculation: Speculation | None = None,
+) -> LatencyFloors:
+    """`latency_floors` of what a replica of this role answers for; the other side and the link cost nothing."""
+    floors = latency_floors(times, prompt_tokens, output_tokens, cached_tokens=cached_tokens, speculation=speculation)
+    if role == "prefill":
+        return LatencyFloors(floors.ttft_s, np.zeros_like(floors.tpot_s), floors.ttft_s)
+    if role == "decode":
+        later_s = (output_tokens.astype(np.float64) - 1) * floors.tpot_s
+        return LatencyFloors(np.zeros_like(floors.ttft_s), floors.tpot_s, later_s)
+    return floors
 
 
 def _least_decode_s(times: StepTimes) -> float:

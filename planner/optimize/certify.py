@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Literal
 
+from planner.network.laws import cables_carry_the_plan
+from planner.optimize.laws import check as _check
 from specs.architecture import Architecture, load_architecture
 from specs.architecture.weights import Ranks
 from specs.errors import InputError
 from specs.plan import Check, Plan, ReplicaGroup
 
-TOLERANCE = 1e-6
 WEIGHTS_TOLERANCE = 0.01
-UNKNOWN = 1e300  # stands for a figure that the plan does not have
 
 
 def recheck(plan: Plan) -> tuple[Check, ...]:
@@ -27,19 +26,9 @@ def recheck(plan: Plan) -> tuple[Check, ...]:
         *_statements_hold(plan),
         *_cost_adds_up(plan),
         *_objectives_are_met(plan),
+        *cables_carry_the_plan(plan),
         *_bound_is_a_bound(plan),
     )
-
-
-def _check(law: str, left: float, relation: Literal["<=", ">=", "=="], right: float) -> Check:
-    slack = TOLERANCE * max(1.0, abs(left), abs(right))
-    holds = {
-        "<=": left <= right + slack,
-        ">=": left >= right - slack,
-        "==": abs(left - right) <= slack,
-    }[relation]
-    known = math.isfinite(left)  # what is not known breaks its law; documents hold finite numbers only
-    return Check(law=law, left=left if known else UNKNOWN, relation=relation, right=right, holds=holds and known)
 
 
 def _routes_carry_every_class(plan: Plan) -> list[Check]:
@@ -70,7 +59,8 @@ def _devices_are_there_and_used_once(plan: Plan) -> list[Check]:
         )
         if groups and pool["rent"] == "node":
             nodes = plan.cost.nodes.get(pool["name"], 0)
-            found.append(_check(f"{pool['name']}: nodes used are rented", last, "<=", nodes))
+            used = len({node for node, _ in slots})
+            found.append(_check(f"{pool['name']}: nodes used are rented", used, "<=", nodes))
             found.append(
                 _check(
                     f"{pool['name']}: nodes rented are in stock", nodes, "<=", pool["count"] // pool["gpus_per_node"]

@@ -66,7 +66,7 @@ def _group_w(plan: Plan, spec: DeploymentSpec, index: int, result: FleetResult, 
         group.layout,
         group.weights_dtype,
         group.cache.kv_dtype,
-        in_pool(plan.devices[pool.device], pool, spec.hardware.network),
+        in_pool(plan.devices[pool.device], pool, spec.hardware),
         plan.profiles[pool.device],
         plan.power[pool.device],
     )

@@ -153,7 +153,7 @@ def replica_model(plan: Plan, group: ReplicaGroup, *, central: bool = False) -> 
         group.layout,
         group.weights_dtype,
         group.cache.kv_dtype,
-        in_pool(plan.devices[pool.device], pool, spec.hardware.network),
+        in_pool(plan.devices[pool.device], pool, spec.hardware),
         plan.profiles[pool.device],
         plan.engines[group.engine],
         max(sequences, rows),

@@ -69,7 +69,7 @@ def planned_workload(
     workload, windows = declared_workload(spec, folder, **window)
     if rate_per_s is not None:
         offered = sum(map(_offered_per_s, spec.traffic, windows))
-        spec = _scaled(spec, folder, rate_per_s / offered)
+        spec = at_rate(spec, folder, rate_per_s / offered)
         workload, windows = declared_workload(spec, folder, **window)
     return Drawn(spec, workload, windows)
 
@@ -173,7 +173,7 @@ def _offered_per_s(traffic: TrafficClass, window: SimulatedWindow) -> float:
     return window.requests / (window.end_s - window.start_s)
 
 
-def _scaled(spec: DeploymentSpec, folder: Path, factor: float) -> DeploymentSpec:
+def at_rate(spec: DeploymentSpec, folder: Path, factor: float) -> DeploymentSpec:
     """Every class at `factor` times its rate; recorded times are stretched."""
     classes = []
     for traffic in spec.traffic:

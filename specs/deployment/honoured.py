@@ -74,8 +74,6 @@ def _of_hardware(hardware: HardwareSpec) -> Iterator[Statement]:
             yield f"{path}.power_cap", "devices are planned at their full power"
         if pool.spot is not None:
             yield f"{path}.spot", "interruptions are not modelled"
-    if hardware.network.links:
-        yield "hardware.network.links", "the network between nodes is taken as uniform"
     for field in ("dram", "pcie", "nvme"):
         if getattr(hardware.host, field + ("_bytes" if field == "dram" else "_bytes_per_s")) is not None:
             yield f"hardware.host.{field}", "nothing is kept on the host"

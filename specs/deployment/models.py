@@ -78,12 +78,24 @@ class LinkSpec(Frozen):
     latency_s: NonNegativeFloat | None = None
 
 
+class CableSpec(Frozen):
+    """Cables that are alike: from each node that the first end names to what the second names, both directions.
+
+    An end is a node (`POOL/3`), nodes (`POOL/0-3`, `POOL/*`) or a switch (any other name).
+    """
+
+    between: tuple[str, str]
+    bandwidth_bytes_per_s: PositiveFloat  # of one cable, each direction
+    latency_s: NonNegativeFloat = 0.0
+
+
 class NetworkSpec(Frozen):
     """Between nodes, per device and direction. None: the device's datasheet."""
 
     bandwidth_bytes_per_s: PositiveFloat | None = None
     latency_s: NonNegativeFloat | None = None
     links: tuple[LinkSpec, ...] = ()
+    graph: tuple[CableSpec, ...] = ()  # nodes, switches and their cables; empty: every node reaches every other alike
 
 
 class HostSpec(Frozen):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from specs import quantities as q
 from specs.deployment import models as m
+from specs.deployment.cables import check_network
 from specs.deployment.grammar import Field, ListOf, MapOf, OneOrMore, OrAuto, Place, Record, Shape, mapping_of
 from specs.deployment.scalars import POSITIVE_SHARE, POWER, SHARE, TOKENS, Count, Name, OneOf, Parsed, Quantity
 from specs.deployment.written_supply import HARDWARE, MODEL
@@ -104,6 +105,10 @@ def _finish_document(values: dict[str, Any], at: Place) -> None:
     for index, link in enumerate(hardware.network.links):
         for end, pool in enumerate(link.between):
             _refuse_unknown(pool, pools, at, f"hardware.network.links[{index}].between[{end}]", "pool")
+    try:
+        check_network(hardware)
+    except InputError as error:
+        raise at.error(error.message, error.expected, field=f"hardware.network.{error.field}") from None
     limits: m.LimitsSpec = values.get("limits", m.LimitsSpec())
     for name in limits.gpus:
         _refuse_unknown(name, models, at, f"limits.gpus.{name}", "model")

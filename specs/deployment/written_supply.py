@@ -124,6 +124,12 @@ def _pair(names: tuple[str, ...], at: Place) -> tuple[str, str]:
     return names[0], names[1]
 
 
+def _ends(names: tuple[str, ...], at: Place) -> tuple[str, str]:
+    if len(names) != 2:
+        raise at.error(f"names {len(names)} ends", "two: nodes or switches")
+    return names[0], names[1]
+
+
 LINK = Record(
     m.LinkSpec,
     {
@@ -132,12 +138,25 @@ LINK = Record(
         "latency": Field(DURATION, "one way", "latency_s"),
     },
 )
+CABLE = Record(
+    m.CableSpec,
+    {
+        "between": Field(
+            Made(ListOf(Text("POOL/3, POOL/0-3, POOL/* or the name of a switch", 128)), _ends),
+            "two ends, each `POOL/3`, `POOL/0-3`, `POOL/*` or the name of a switch",
+            required=True,
+        ),
+        "bandwidth": Field(BANDWIDTH, "of each cable and direction", "bandwidth_bytes_per_s", required=True),
+        "latency": Field(DURATION, "of each cable, one way", "latency_s"),
+    },
+)
 NETWORK = Record(
     m.NetworkSpec,
     {
         "bandwidth": Field(BANDWIDTH, "between nodes, per device and direction", "bandwidth_bytes_per_s"),
         "latency": Field(DURATION, "between nodes, one way", "latency_s"),
         "links": Field(ListOf(LINK), "pairs of pools where the network is not uniform"),
+        "graph": Field(ListOf(CABLE), "nodes, switches and cables where it is not uniform inside pools either"),
     },
 )
 HOST = Record(

@@ -132,8 +132,6 @@ def test_every_unhonoured_statement_is_named_with_its_line():
         ("{utilisation: 85%}", "{power: 20kW}", "limits.power"),
         ("engine: vllm", "engine: [vllm, sglang]", "choices.engine"),
         ("engine: vllm", "disaggregation: always", "choices.disaggregation"),
-        ("traffic:", "  network: {links: [{between: [h100, l40s], bandwidth: 100Gb/s}]}\ntraffic:",
-         "hardware.network.links"),
         ("    slo: {ttft: {p90: 1s}}\n", "", "traffic[0]"),
     ],
 )  # fmt: skip
