@@ -29,7 +29,7 @@ from specs.profile import EngineProfile
 TPOT_WIDTH, TTFT_WIDTH = 0.04, 0.25  # of log ratios: what a good prediction is off by
 DIFFERENCE = 0.05  # of a parameter's logarithm, for its derivative
 FACTOR, GROUPED, OVERHEAD = 0.1, 0.3, 0.5  # widths of priors: kernels, grouped products (no table fits), host times
-GROUP_ROWS = 3.0  # rows that a (model, device, engine) counts for: errors of one group are not independent
+GROUP_WEIGHT = 0.5  # a (model, device, engine) of n rows counts for this x sqrt(n): its errors are not independent
 SAMPLED_ROWS = 40  # of such a group that are simulated for the fit, spread over the table
 
 _KERNELS = {
@@ -168,7 +168,7 @@ def _residuals(base: EngineProfile, rows: Sequence[Row], names: tuple[str, ...],
 def _weights(rows: Sequence[Row]) -> Floats:
     """(rows,): what each counts for."""
     sizes = Counter(row.group for row in rows)
-    return np.array([min(1.0, GROUP_ROWS / sizes[row.group]) for row in rows])
+    return np.array([GROUP_WEIGHT / np.sqrt(sizes[row.group]) for row in rows])
 
 
 def _cost(found: Floats, at: Floats, middle: Floats, width: Floats, weights: Floats) -> float:

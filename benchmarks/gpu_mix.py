@@ -32,6 +32,8 @@ def parse(document: dict[str, Any]) -> list[tuple[float, MixInstance]]:
     found = []
     for index, point in enumerate(points):
         at = f"points[{index}]" if "points" in document else "input"
+        if isinstance(point, dict) and "total_request_rate" in data:
+            point = {"total_request_rate": data["total_request_rate"], **point}
         if not isinstance(point, dict) or "total_request_rate" not in point:
             raise InputError("needs a total_request_rate", field=at)
         if "points" in document:

@@ -41,7 +41,7 @@ def read_profile(path: Path) -> nx.DiGraph[str]:
                 tail, head = parts
                 edges.append((index, tail, head))
             else:
-                name, description, fields = parts
+                name, description, fields, *_ = parts  # a stage may follow that an earlier partition chose
                 graph.add_node(name, operator=_operator(fields))
                 if description.startswith("Input"):
                     inputs.append(name)
@@ -57,12 +57,17 @@ def read_profile(path: Path) -> nx.DiGraph[str]:
 
 
 def _operator(fields: str) -> Operator:
-    """Raises `ValueError` unless each field stands there once with a number."""
-    values = {key: float(value) for key, value in (field.strip().split("=") for field in fields.split(", "))}
+    """Raises `ValueError` unless each field stands there once with a number, or several sizes in brackets."""
+    values = {key: _total(value) for key, value in (field.strip().split("=") for field in fields.split(", "))}
     if values.keys() != FIELDS or not all(0 <= value < float("inf") for value in values.values()):
         raise ValueError
     seconds = (values["forward_compute_time"] + values["backward_compute_time"]) * MILLISECONDS
     return Operator(seconds, values["parameter_size"])
+
+
+def _total(text: str) -> float:
+    """A number, or the sum of `[a; b; ...]`: the sizes of an operator with several outputs."""
+    return sum(float(part) for part in text.strip("[]").split(";"))
 
 
 def answer(path: Path, graph: nx.DiGraph[str], machines: int, bytes_per_s: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ ANNOTATIONS = frozenset(  # keys that change no answer
         *("reference", "url", "version", "best_known", "published", "bound", "upper_bound", "lower_bound", "expected"),
     )
 )
+
+LIKE_A_KNOWN_KEY = 0.8  # similarity of a key to a known one from which on it is taken for a misspelling
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -39,7 +42,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_keys(document: Any, required: Iterable[str], optional: Iterable[str] = (), *, at: str = "") -> None:
-    """All `required` keys are there and no unknown ones; annotations, which change no answer, may be there."""
+    """All `required` keys are there, and no other one that looks like a known key misspelt.
+
+    Annotations change no answer and may be there; any other key is ignored with a warning on stderr.
+    """
     if not isinstance(document, dict):
         raise InputError("must be an object", field=at or None)
     required = list(required)
@@ -49,10 +55,12 @@ def check_keys(document: Any, required: Iterable[str], optional: Iterable[str] =
         if key not in document:
             raise InputError("is missing", field=prefix + key)
     for key in document:
-        if key not in known:
-            raise InputError(
-                "unknown key", field=prefix + key, nearest=nearest_names(key, known - ANNOTATIONS, count=1)
-            )
+        if key in known:
+            continue
+        nearest = nearest_names(key, known - ANNOTATIONS, count=1)
+        if nearest and SequenceMatcher(None, key, nearest[0]).ratio() >= LIKE_A_KNOWN_KEY:
+            raise InputError("unknown key", field=prefix + key, nearest=nearest)
+        print(f"warning: {prefix}{key}: key is not known and changes nothing", file=sys.stderr)
 
 
 def number(value: Any, field: str, *, low: float = 0.0) -> float:

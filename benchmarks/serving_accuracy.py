@@ -36,8 +36,9 @@ does: the closed loop of the benchmark's clients, simulated on the operator late
 
 - Catalogue: with the shipped engine profiles, which `benchmarks/fit_engines.py` fitted to these rows.
 - Left out: each (model, device, engine) with engine parameters that the other groups alone give. No parameter belongs
-  to one model. What the rows of a group could still have taught: which parameters there are, and the clients' protocol
-  of the vendor sweeps, both chosen while looking at the whole table.
+  to one model. What the rows of a group could still have taught: which parameters there are, and the clients and token
+  budgets of the vendor sweeps, both chosen while looking at the whole table. Of vLLM only one such sweep is there
+  (Qwen3-32B), of TensorRT-LLM one of a mixture (Qwen3-235B): their TTFT is in part what it was inferred from.
 - Throughput: output tokens per second at the stated concurrency, from TTFT and TPOT on both sides.
 
 Rows that stand several times with the same figures are counted once.
@@ -58,14 +59,21 @@ On the line a prediction is right, above it too slow.
 REMARKS = """\
 ## Where the error lives
 
-- **TTFT is the clients' as much as the engine's.** The vendor sweeps do not publish their client. Equal lengths would
-  keep requests in step for ever and unequal ones spread them; the table shows both. Lengths that vary by a fifth fit
-  best, requests in step for SGLang with fewer than 16 clients, nearly equal outputs (5 %) for mixtures of experts.
+- **TTFT is the clients' as much as the engine's.** The vendor sweeps publish neither their client nor their servers'
+  token budget. Qwen3-32B on vLLM shows both: its first tokens come as late with 128 tokens of output as with 1,024,
+  so that nobody meets others at random. Equal outputs, ten requests per client and a budget of one prompt beside a
+  token of every client explain them (TTFT 20 to 11 %, 5 % with an overhead of its own); with the engine's 8,192 tokens
+  equal clients would be predicted twice too slow. Pauses between requests make it worse.
 - **Prompts are launched kernel by kernel.** On TensorRT-LLM a mixture's first token takes 170 to 250 ms whatever the
   length of its prompt: a step with prompts runs without a captured graph, and the host needs 0.07 ms for each of some
-  1,600 kernels (`eager_launch_s`, one figure for all models). Knowing it took the engine's TTFT from 32 to 14 %, left
-  out. In the same steps the other requests' tokens wait, which costs Qwen3-235B's TPOT: there the clients seem to have
-  been in step, so that prompts disturbed fewer decodes than simulated.
+  1,600 kernels (`eager_launch_s`, one figure for all models).
+- **Two witnesses that disagree.** On the same runs of Qwen3-235B, TPOT says that prompts of 128 tokens hold up nobody:
+  all clients are in step and their prompts run together. TTFT says that hardly any prompt waits for another. Outputs
+  that differ by half a per cent and at least 3,072 tokens a step are between the two (TPOT p90 of the engine 32 to
+  24 %, left out, TTFT 13 to 16 %). A first token that is late without holding up the others explains TPOT as well, and
+  TTFT worse.
+- **Choosing a layout.** Most of the regret is Qwen3-235B's on TensorRT-LLM under limits of 30 and 40 ms: its steps are
+  predicted too long, so that four devices seem to miss the limit and eight are chosen.
 - **One seat fewer.** The TTFT of Llama-3.1-8B on TensorRT-LLM 1.0 grows with the output length, as if one client in N
   always waited for a seat. `idle_seats: 1` for dense models reproduces it; why a mixture of the same version does not
   show it is not known.
@@ -75,6 +83,9 @@ REMARKS = """\
   per cent of the capacity, which the columns (memory fraction, dtype of the cache) do not state.
 - **Frontends.** Above some 10,000 output tokens per second the measured servers are bound by their own streaming;
   `stream_token_s` holds a constant cost per token, measured costs grow with the length of the answer.
+- **Rows of another kind.** Prompts of 4,000 and outputs of 1,000 tokens on TensorRT-LLM and vLLM: TPOT near 50 ms
+  whatever the concurrency, or half of what any other row of the model shows. A group counts for the root of its rows
+  in the fit, or the five of gpt-oss on H100 alone would make every sequence of the engine cost 0.04 ms.
 - **Experts at few tokens.** On TensorRT-LLM the experts of Qwen3-235B (H100) decode faster and those of DeepSeek-V3 and
   gpt-oss slower than one factor allows; left out, each is predicted with the factor of the others.
 """

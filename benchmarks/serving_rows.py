@@ -59,7 +59,7 @@ def simulate(rows: Sequence[Row], profile: EngineProfile) -> Floats:
     for index, row in enumerate(rows):
         point = row.point
         mixture = is_mixture(row.deployment.architecture)
-        protocol = protocol_of(point.isl, point.osl, point.concurrency, profile.name, mixture)
+        protocol = protocol_of(point.isl, point.osl, profile.name, mixture)
         try:
             latency = simulate_point(point, row.deployment, profile.at(point.engine_version), protocol)
         except InputError:

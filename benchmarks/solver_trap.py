@@ -18,7 +18,7 @@ import pulp
 from benchmarks.published import gap, print_timed, run
 from planner.optimize.guard import certified
 from planner.optimize.solve import minimise
-from specs.errors import InputError
+from specs.errors import InputError, NoPlanError
 
 
 def read_programme(path: Path) -> Any:
@@ -33,6 +33,8 @@ def read_programme(path: Path) -> Any:
         raise InputError(f"cannot be read: {error.strerror}", file=str(path)) from None
     except (ValueError, KeyError, IndexError, pulp.PulpError) as error:
         raise InputError(f"is no MPS file: {error}", file=str(path)) from None
+    if re.search(r"(?mi)^\s*OBJSENSE\s*(\n\s*)?MAX", text):
+        raise InputError("maximises; only files that minimise are read", file=str(path))
     if not problem.variables():
         raise InputError("is no MPS file: it has no columns", file=str(path))
     return problem
@@ -40,6 +42,8 @@ def read_programme(path: Path) -> Any:
 
 def answer(path: Path, problem: Any, time_limit_s: float) -> dict[str, Any]:
     found = certified(problem, time_limit_s=time_limit_s)
+    if found.status == "infeasible":
+        raise NoPlanError(f"{path.name}: no plan satisfies every row")
     minimise(problem, time_limit_s)
     return {
         "file": path.name,

@@ -36,6 +36,12 @@ EngineProfileOption = Annotated[
     Path | None, typer.Option(help="of a live server, written by `capstan calibrate --url`", metavar="FILE")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="seed of drawn arrivals and lengths")]
+AlternativesOption = Annotated[int, typer.Option(metavar="N", help="the N next-best different plans")]
+FrontierOption = Annotated[bool, typer.Option("--frontier", help="the price of latency, along a ladder of limits")]
+VaryOption = Annotated[
+    str | None, typer.Option(metavar="METRIC", help="the frontier of ttft, tpot or e2e alone; else of all limits")
+]
+PlotOption = Annotated[Path | None, typer.Option(metavar="FILE", help="the frontier as a picture (SVG)")]
 Traffic = functools.partial(typer.Option, rich_help_panel="Traffic")
 Policy = functools.partial(typer.Option, rich_help_panel="Policies, in place of the plan's")
 Live = functools.partial(typer.Option, rich_help_panel="A live server")
@@ -77,21 +83,68 @@ def plan(
     seed: SeedOption = 0,
     profile: ProfileOption = None,
     engine_profile: EngineProfileOption = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="then stop improving: the best certified plan so far, with its gap"),
+    ] = None,
+    alternatives: AlternativesOption = 0,
+    frontier: FrontierOption = False,
+    vary: VaryOption = None,
+    plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
     """Choose a plan, certify and simulate it; print the decision and write plan.json."""
+    from capstan.commands.answers import Answers
     from capstan.commands.plan import run_plan
 
-    run_plan(spec, output, seed, json, profile, engine_profile)
+    answers = Answers(alternatives=alternatives, frontier=frontier, vary=vary, plot=plot)
+    run_plan(spec, output, seed, json, profile, engine_profile, answers, time_limit)
 
 
-@app.command(rich_help_panel="Plan", epilog="Example:  capstan explain plan.json")
+@app.command(
+    rich_help_panel="Plan",
+    epilog="Example:  capstan schedule specs/examples/day-and-night.yaml -o schedule.json --plans plans/",
+)
 @ends_with_code
-def explain(plan: PlanArgument, json: JsonOption = False) -> None:
-    """Why this plan: what binds, why each other GPU lost, the nearest misses."""
+def schedule(
+    spec: SpecArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="where the schedule is written")] = Path(
+        "schedule.json"
+    ),
+    plans: Annotated[Path | None, typer.Option(help="folder for each plan as a file", metavar="DIR")] = None,
+    seed: SeedOption = 0,
+    profile: ProfileOption = None,
+    engine_profile: EngineProfileOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Plan every part of a day whose traffic changes, and the cheapest way through it; changes are paid for."""
+    from capstan.commands.schedule import run_schedule
+
+    run_schedule(spec, output, plans, seed, json, profile, engine_profile)
+
+
+@app.command(
+    rich_help_panel="Plan",
+    epilog="Example:  capstan explain plan.json  # --what-if, --alternatives 3 and --frontier solve again",
+)
+@ends_with_code
+def explain(
+    plan: PlanArgument,
+    what_if: Annotated[
+        bool,
+        typer.Option("--what-if", help="solve again with more hardware, more traffic, other SLOs, dearer hardware"),
+    ] = False,
+    alternatives: AlternativesOption = 0,
+    frontier: FrontierOption = False,
+    vary: VaryOption = None,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Why this plan: what binds, why each other GPU lost, the nearest misses; what else would change it."""
+    from capstan.commands.answers import Answers
     from capstan.commands.explain import run_explain
 
-    run_explain(plan, json)
+    run_explain(plan, json, Answers(what_if, alternatives, frontier, vary, plot))
 
 
 @app.command(rich_help_panel="Plan", epilog="Example:  capstan diff plan.json other.json")
@@ -252,7 +305,7 @@ def validate(spec: SpecArgument, json: JsonOption = False) -> None:
 @ends_with_code
 def schema(
     document: Annotated[
-        str, typer.Argument(help="deployment | plan | bundle | measurements | profile | engine | device")
+        str, typer.Argument(help="deployment | plan | schedule | bundle | measurements | profile | engine | device")
     ] = "deployment",
 ) -> None:
     """Print the JSON schema of a document, for editors and other programs."""

@@ -103,6 +103,25 @@ def progress_line(first: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(escape(text))
 
 
+@contextmanager
+def progress_bar(first: str) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """(say, at): the current step, and how many of how many are done; a bar on stderr where that is a terminal."""
+    console = err()
+    if not console.is_terminal:
+        yield (lambda text: None), (lambda done, of: None)
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(escape(first), total=None)
+        yield (
+            lambda text: bar.update(task, description=escape(text)),
+            lambda done, of: bar.update(task, completed=done, total=of),
+        )
+
+
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -19,31 +19,17 @@ from specs.deployment.written_traffic import CLASS, HISTOGRAM, LOGNORMAL, MEAN
 PAGE = Path(__file__).parent / "spec.md"
 
 # What can be written but is refused by name, by path of the field. tests/docs holds this against specs.deployment.
-NOT_HONOURED = {
-    "models.NAME.adapters": "LoRA adapters are not modelled",
-    "models.NAME.speculative": "speculative decoding is not modelled",
-    "hardware.pools[].power_cap": "devices are planned at their full power",
-    "hardware.pools[].spot": "interruptions are not modelled",
-    "hardware.host.dram": "nothing is kept on the host",
-    "hardware.host.pcie": "nothing is kept on the host",
-    "hardware.host.nvme": "nothing is kept on the host",
-    "traffic[].closed_loop": "a closed loop has no rate to plan for; `capstan simulate` serves it",
-    "traffic[].priority": "planned replicas serve first come, first served; only `normal` is taken",
-    "traffic[].window": "traffic is planned for the whole day",
-    "traffic[].throughput": "throughput is not a limit; state a rate and an slo",
-    "limits.survive_node_failures": "plans keep no spare nodes; only 0 is taken",
-    "limits.power": "power is not limited",
-}
+NOT_HONOURED: dict[str, str] = {}
 PARTLY = {
-    "objective": "honoured: `minimise cost` and `minimise gpus`",
-    "choices.engine": "honoured: one engine at a time",
-    "choices.disaggregation": "honoured: `auto` and `never`; both serve prefill and decode together",
-    "traffic[].slo": "in this version every class needs one",
-    "traffic[].sessions": (
-        "planned with turns at their earliest moments, as if answers took no time; `capstan simulate` lets a turn wait "
-        "for the answer before it"
-    ),
-    "traffic[].shared_prefix": "planned without reuse, every prompt in full; `capstan simulate` honours prefix caching",
+    "traffic[].slo": "a class without one states a `throughput`, or is served as well as its work alone makes sure of",
+    "traffic[].closed_loop": "planned where a `throughput` is stated beside it; `capstan simulate` serves any",
+    "traffic[].window": "`capstan schedule` plans the day by it; `capstan plan` plans for all windows at once",
+    "hardware.host.nvme": "weights of replicas that start in a schedule; refused where no traffic changes over time",
+    "schedule": "refused where no traffic changes over time",
+    "models.NAME.adapters": "for vllm, sglang and trtllm; costs are estimates, no published table measures them",
+    "models.NAME.speculative": "for engines that speculate, in replicas without pipeline stages",
+    "hardware.host.dram": "a host tier of the prefix cache: for vllm, plain attention, and prompts that begin alike",
+    "traffic[].priority": "for vllm; other engines serve first come, first served",
     "traffic[].tenant": "planning does not tell tenants apart; `capstan simulate` reports them and may be fair to them",
     "hardware.network.bandwidth": "used for pipeline stages on several nodes",
     "hardware.network.latency": "used for pipeline stages on several nodes",
@@ -147,7 +133,16 @@ where there would be more than four million units. A conversation ends before th
 `max_context`.""",
     "traffic[].closed_loop": """\
 As serving benchmarks load a server: all clients send at once at the start, and each sends its next request when its
-last one has ended. The mean over all requests contains that burst, unless there is a warm-up.""",
+last one has ended. The mean over all requests contains that burst, unless there is a warm-up. Where a `throughput`
+is stated, plans are made for it.""",
+    "traffic[].throughput": """\
+A rate of work in place of latencies. Requests that come by themselves must offer that many tokens. A closed loop is
+planned for as Poisson arrivals that offer just so many; by Little's law its clients bound how long requests may take on
+average: clients / (requests/s). Replicas are priced by a closed loop that keeps them full, and a plan must finish 95 %
+of the tokens that arrive while it is simulated (a window ends with some in flight).""",
+    "schedule": """\
+See [schedule.md](schedule.md). Without `switching.start` a replica starts by loading its weights, from each node's NVMe
+where `hardware.host.nvme` is declared and else over the network port of each device, and takes a minute more.""",
     "traffic[].shared_prefix": """\
 The shared tokens are part of `prompt_tokens`: a prompt of 1,200 of which 1,000 are shared has 200 of its own, and a
 shorter one than these shares all of itself. The group is drawn by request, and by conversation where there are
@@ -178,6 +173,15 @@ EXAMPLES = {
         "traffic:\n  - name: support\n    arrivals: {rate: 20/s, process: diurnal, peak_to_mean: 1.8, peak_at: 14h}\n"
         "    prompt_tokens: {lognormal: {mean: 2k, p99: 7k}}\n    output_tokens: {mean: 40, max: 256}\n"
         "    shared_prefix: {tokens: 1k, groups: 200, skew: 1}\n    slo: {ttft: {p90: 500ms}}"
+    ),
+    "traffic[].closed_loop": (
+        "traffic:\n  - name: nightly\n    closed_loop: {concurrency: 256}\n    throughput: {at_least: 2000 tokens/s}\n"
+        "    window: 01:00-05:00\n    prompt_tokens: 1000\n    output_tokens: 200"
+    ),
+    "schedule": (
+        "traffic:\n  - name: visitors\n    arrivals: {rate: 20/s, process: diurnal, peak_to_mean: 1.8, peak_at: 14h}\n"
+        "    prompt_tokens: 800\n    output_tokens: 200\n    slo: {ttft: {p90: 1s}}\n"
+        "schedule: {slot: 2h, switching: {start: 3min, cost: $0.50}}"
     ),
     "limits": "limits: {budget: $30/h, utilisation: 85%, gpus: {chat: 24}}",
     "choices": "choices:\n  engine: vllm\n  chat: {tensor_parallel: [2, 4], max_num_seqs: 256, pool: h100}",
@@ -224,6 +228,7 @@ def sections() -> Iterator[tuple[str, Record | None, str]]:
     yield from nested("limits", record_of(DEPLOYMENT.fields["limits"].shape), "")
     yield "choices", None, ""
     yield "choices.MODEL", MODEL_CHOICES, "Under the model's own name."
+    yield from nested("schedule", record_of(DEPLOYMENT.fields["schedule"].shape), "Of a day whose traffic changes.")
 
 
 def nested(path: str, record: Record | None, intro: str) -> Iterator[tuple[str, Record | None, str]]:

@@ -7,23 +7,27 @@ from collections import Counter
 from dataclasses import replace
 from typing import Literal
 
-from planner.cost.bound import optimistic_work_s
+from planner.binding import binding_statements
+from planner.candidates.notes import option_notes
+from planner.cost.bound import role_work_s
 from planner.cost.energy import grams_co2, grams_co2_per_million_tokens
 from planner.cost.latency import borrowed_note, unmeasured_note
 from planner.cost.margin import margin_note
 from planner.discards import discarded_configurations
-from planner.group_power import group_power_w
 from planner.network.arrange import arranged
 from planner.optimize.certify import recheck
 from planner.optimize.master import Bought, Decision, Master, group_id
-from planner.optimize.placement import Demand, place
+from planner.optimize.objectives import gap_of
+from planner.optimize.watts import watts_of
+from planner.optimize.whole_plan import admitted
 from planner.problem import Problem, longest_request
-from planner.simulate import FleetResult, attainment, requirements
+from planner.schedule.slots import changes_over_time
+from planner.simulate import FleetResult, attainment
+from planner.throughput import sustained_tokens_per_s, throughput_notes
 from specs.catalog import load_power
 from specs.deployment import SLO, resolved
 from specs.errors import CapstanError
 from specs.plan import (
-    Binding,
     Certificate,
     ClassPrediction,
     Cost,
@@ -36,44 +40,60 @@ from specs.plan import (
 )
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
-NEAR = 0.05  # a limit with less room than this share of itself binds
 FEW_LONGEST = 2.0  # a cache that holds fewer of the longest request than this is small,
 FEW_SEATS = 4.0  # as is one that fills with mean requests before one seat of so many is taken
 
 
 def assemble(problem: Problem, master: Master, decision: Decision, version: str) -> Plan:
     """The plan document of a decision. Raises `CapstanError` when its re-check finds a broken law."""
-    if problem.declared is not problem.workload:  # planned with headroom: predictions are of the declared traffic
+    with_headroom = problem.declared is not problem.workload
+    problem = replace(problem, declared=admitted(problem.declared, decision.served))
+    if with_headroom:  # planned with headroom: predictions are of the declared traffic
         decision = replace(
-            decision, result=master.simulate(decision.bought, decision.routes, workload=problem.declared)
+            decision,
+            result=master.simulate(
+                decision.bought, decision.routes, workload=problem.declared, placement=decision.placement
+            ),
         )
-    placement = _placement(problem, decision)
-    groups = tuple(_group(index, item, placement[group_id(index)]) for index, item in enumerate(decision.bought))
+    placement = decision.placement
+    groups = tuple(
+        _group(index, item, placement[group_id(index)], _hands_over_to(item, decision))
+        for index, item in enumerate(decision.bought)
+    )
+    if not decision.priced:
+        groups = tuple(group.model_copy(update={"carries": {}}) for group in groups)
     predictions = _predictions(problem, decision)
     cost = _cost(problem, decision, predictions)
     discarded = discarded_configurations(problem, master, decision)
+    maximised = problem.spec.objective.sense == "maximise"
     plan = Plan(
         name=problem.spec.name,
         capstan=version,
         groups=groups,
         routes=decision.routes,
+        router=problem.spec.choices.router,
+        admitted=dict(decision.served),
         predictions=predictions,
         cost=cost,
         certificate=Certificate(
             objective=str(problem.spec.objective),
             value=decision.value,
             bound=decision.bound,
-            gap=_gap(decision.value, decision.bound),
+            gap=gap_of(decision.value, decision.bound, maximised=maximised),
             priced_bound=decision.priced_bound,
-            priced_gap=_gap(decision.value, decision.priced_bound),
+            priced_gap=gap_of(decision.value, decision.priced_bound, maximised=maximised),
             solver=decision.solver,
             solver_status=decision.status,
             columns=decision.columns,
             simulations=master.pricer.simulations,
+            refuted=decision.refuted,
             checks=(),
+            worth=dict(master.template.worth),
+            multiple=decision.multiple,
             windows=problem.windows,
+            fresh=decision.fresh.evidence if decision.fresh is not None else None,
         ),
-        binding=_binding(problem, decision, predictions, cost),
+        binding=binding_statements(problem, decision, predictions, cost),
         discarded=discarded,
         discarded_counts=dict(sorted(Counter(item.reason for item in discarded).items())),
         spec=resolved(problem.spec),
@@ -96,36 +116,29 @@ def assemble(problem: Problem, master: Master, decision: Decision, version: str)
     return plan.model_copy(update={"certificate": certificate})
 
 
-def _gap(value: float, bound: float) -> float:
-    return max(0.0, (value - bound) / value) if value > 0 else 0.0
+def _hands_over_to(item: Bought, decision: Decision) -> str | None:
+    """Of a prefill group: the decode group of its model, of which there is one."""
+    if item.role != "prefill":
+        return None
+    model = item.column.family.model
+    return next(
+        group_id(index)
+        for index, other in enumerate(decision.bought)
+        if other.role == "decode" and other.column.family.model == model
+    )
 
 
-def _placement(problem: Problem, decision: Decision) -> dict[str, tuple[ReplicaPlacement, ...]]:
-    placed: dict[str, tuple[ReplicaPlacement, ...]] = {}
-    for pool in problem.spec.hardware.pools:
-        demands = tuple(
-            Demand(group_id(index), item.column.family.gpus, item.replicas)
-            for index, item in enumerate(decision.bought)
-            if item.column.family.pool.name == pool.name
-        )
-        if not demands:
-            continue
-        nodes = decision.nodes.get(pool.name, math.ceil(pool.count / pool.gpus_per_node))
-        rest = pool.count - (nodes - 1) * pool.gpus_per_node if pool.rent == "gpu" else None
-        found = place(demands, nodes, pool.gpus_per_node, rest)
-        if found is None:
-            raise CapstanError(f"the replicas chosen for pool {pool.name} cannot be placed on {nodes} nodes")
-        placed |= found
-    return placed
-
-
-def _group(index: int, item: Bought, placement: tuple[ReplicaPlacement, ...]) -> ReplicaGroup:
+def _group(
+    index: int, item: Bought, placement: tuple[ReplicaPlacement, ...], hands_over_to: str | None
+) -> ReplicaGroup:
     family, variant = item.column.family, item.column.variant
     if variant is None:
         raise CapstanError(f"{family.key} was chosen without limits")
     return ReplicaGroup(
         id=group_id(index),
         model=family.model,
+        role=item.role,
+        hands_over_to=hands_over_to,
         pool=family.pool.name,
         device=family.device.name,
         engine=family.engine.name,
@@ -134,8 +147,10 @@ def _group(index: int, item: Bought, placement: tuple[ReplicaPlacement, ...]) ->
         limits=variant.limits,
         cache=variant.cache,
         scheduling=variant.scheduling,
+        experts=family.experts,
         replicas=item.replicas,
         placement=placement,
+        carries=dict.fromkeys(item.column.classes, item.column.lower),
     )
 
 
@@ -154,15 +169,23 @@ def _predictions(problem: Problem, decision: Decision) -> Predictions:
     sources.append(margin_note(problem.facts.engines, problem.spec.limits.confidence))
     notes = [note for note in dict.fromkeys(sources) if note is not None]
     notes += [f"{window.request_class}: {note}" for window in problem.windows for note in window.notes]
+    notes += throughput_notes(problem.spec)
+    if changes_over_time(problem.spec):
+        notes.append(
+            "planned as if all windows were open at once and every rate at its peak; `capstan schedule` plans the day, "
+            "and finds the best single plan for it"
+        )
     for index in range(len(decision.bought)):
         notes += _small_cache(problem, decision, index)
+        notes += option_notes(problem.declared, decision.bought[index].column.family, group_id(index), index, result)
+    notes += decision.notes
     if result.saturated:
         notes.append(
             "the queue grows through the window: at its end "
             f"{result.waiting[1]:,} requests wait for a first token (no limit is broken by that)"
         )
     return Predictions(
-        classes=tuple(_class_prediction(problem, result, name) for name in workload.classes),
+        classes=tuple(_class_prediction(problem, result, name, decision.measured) for name in workload.classes),
         groups=tuple(
             GroupPrediction(
                 group=load.group,
@@ -186,10 +209,11 @@ def _small_cache(problem: Problem, decision: Decision, index: int) -> list[str]:
     """Warnings where a replica's KV cache holds few requests: the cache, not the seats, then decides what runs."""
     item = decision.bought[index]
     variant = item.column.variant
-    sent = problem.declared.select(decision.result.group_index == index)
+    sent = problem.declared.select(decision.result.had(index))
     if variant is None or len(sent) == 0:
         return []
-    tokens, seats = variant.cache.capacity_tokens, variant.limits.max_num_seqs
+    ranks = item.column.family.layout.attention_data_parallel
+    tokens, seats = ranks * variant.cache.capacity_tokens, ranks * variant.limits.max_num_seqs
     lanes = item.column.family.layout.pipeline_parallel
     longest = longest_request(problem.windows, item.column.classes) * lanes
     mean = float((sent.prompt_tokens + sent.output_tokens).mean())
@@ -209,30 +233,26 @@ def _small_cache(problem: Problem, decision: Decision, index: int) -> list[str]:
 
 def _group_power_w(problem: Problem, decision: Decision, index: int) -> float:
     """Mean watts of all devices of a group while it serves what was simulated."""
-    family = decision.bought[index].column.family
-    return group_power_w(
-        decision.result,
-        problem.declared,
-        index,
-        family.architecture,
-        family.layout,
-        family.weights_dtype,
-        family.kv_dtype,
-        family.device,
-        family.profile,
-        load_power(family.device.name),
-    )
+    return watts_of(decision.result, problem.declared, index, decision.bought[index].column.family)
 
 
 def _work_share(problem: Problem, decision: Decision, index: int) -> float:
     """Share of the time of a group's replicas that its requests would take in the best batches."""
-    sent = problem.declared.select(decision.result.group_index == index)
-    bought = decision.bought[index]
-    work_s = optimistic_work_s(bought.column.family.times, sent.prompt_tokens, sent.output_tokens)
+    sent = problem.declared.select(decision.result.had(index))
+    bought, cached = decision.bought[index], decision.result.cached_tokens
+    family = bought.column.family
+    work_s = role_work_s(
+        family.options.role,
+        family.times,
+        sent.prompt_tokens,
+        sent.output_tokens,
+        cached_tokens=None if cached is None else cached[decision.result.had(index)],
+        speculation=family.options.speculation,
+    )
     return work_s / (bought.replicas * problem.declared.horizon_s)
 
 
-def _class_prediction(problem: Problem, result: FleetResult, name: str) -> ClassPrediction:
+def _class_prediction(problem: Problem, result: FleetResult, name: str, measured: frozenset[str]) -> ClassPrediction:
     workload = problem.declared
     mask = workload.of_class(name)
     slo = next(traffic.slo for traffic in problem.spec.traffic if traffic.name == name) or SLO()
@@ -249,6 +269,7 @@ def _class_prediction(problem: Problem, result: FleetResult, name: str) -> Class
 
     return ClassPrediction(
         request_class=name,
+        basis="measured" if name in measured else "simulated",
         requests=requests,
         rate_per_s=requests / workload.horizon_s,
         ttft_s=table("ttft"),
@@ -256,6 +277,7 @@ def _class_prediction(problem: Problem, result: FleetResult, name: str) -> Class
         e2e_s=table("e2e"),
         attainment=met.share,
         attainment_interval=Interval(low=met.low, high=met.high),
+        tokens_per_s=sustained_tokens_per_s(problem.spec, problem.base_dir, result, workload, name),
     )
 
 
@@ -275,10 +297,11 @@ def _cost(problem: Problem, decision: Decision, predictions: Predictions) -> Cos
             nodes[pool.name] = math.ceil(used / pool.gpus_per_node)
             paid = used
         working, rented = working + used, rented + paid
-        usd = None if usd is None or pool.usd_per_gpu_hour is None else usd + paid * pool.usd_per_gpu_hour
+        usd = None if usd is None or pool.usd_per_hour is None else usd + paid * pool.usd_per_hour
     # of the mean traffic that is declared: the busiest window would flatter the price of a token
-    output = sum(window.mean_output_tokens_per_s or 0.0 for window in problem.windows) * 3600
-    every = output + sum(window.mean_prompt_tokens_per_s or 0.0 for window in problem.windows) * 3600
+    let_in = [(window, decision.served.get(window.request_class, 1.0)) for window in problem.windows]
+    output = sum((window.mean_output_tokens_per_s or 0.0) * share for window, share in let_in) * 3600
+    every = output + sum((window.mean_prompt_tokens_per_s or 0.0) * share for window, share in let_in) * 3600
     # watts of the simulated window and what a token takes at its rates, grams where an intensity is declared
     power_w = sum(group.power_w or 0.0 for group in predictions.groups)
     served_output = sum(group.output_tokens_per_s for group in predictions.groups)
@@ -303,65 +326,3 @@ def _cost(problem: Problem, decision: Decision, predictions: Predictions) -> Cos
 def _grams(power_w: float, tokens_per_s: float, intensity: float | None) -> float | None:
     """Grams of CO2 per million tokens; None where no intensity is declared."""
     return None if intensity is None else grams_co2_per_million_tokens(power_w, tokens_per_s, intensity)
-
-
-def _binding(problem: Problem, decision: Decision, predictions: Predictions, cost: Cost) -> tuple[Binding, ...]:
-    """Statements of the user that leave less than 5 % of room."""
-    found = []
-    spec, result, workload = problem.spec, decision.result, problem.declared
-    for position, traffic in enumerate(spec.traffic):
-        if traffic.slo is None:
-            continue
-        mask = workload.of_class(traffic.name)
-        field = f"traffic[{position}] {traffic.name}: slo"
-        for limit in traffic.slo.percentiles:
-            reached = result.percentile_s(limit.metric, limit.percentile, mask)
-            if reached > limit.limit_s * (1 - NEAR):
-                found.append(
-                    Binding(
-                        statement=f"{field}: p{limit.percentile:g} {limit.metric.upper()}",
-                        used=f"{reached:.4g} s",
-                        limit=f"{limit.limit_s:g} s",
-                    )
-                )
-        if traffic.slo.joint:
-            for requirement in requirements(traffic.slo):
-                share = attainment(result, workload, traffic.name, traffic.slo).share
-                if 1 - share > (1 - requirement.share) * (1 - NEAR):
-                    found.append(
-                        Binding(
-                            statement=f"{field}: {requirement.text}",
-                            used=f"{share:.2%}",
-                            limit=f"{requirement.share:.2%}",
-                        )
-                    )
-    for position, pool in enumerate(spec.hardware.pools):
-        used = sum(
-            item.column.family.gpus * item.replicas
-            for item in decision.bought
-            if item.column.family.pool.name == pool.name
-        )
-        if used == pool.count:
-            found.append(
-                Binding(
-                    statement=f"hardware.pools[{position}] {pool.name}: count", used=str(used), limit=str(pool.count)
-                )
-            )
-    for model, gpus in sorted(spec.limits.gpus.items()):
-        used = sum(i.column.family.gpus * i.replicas for i in decision.bought if i.column.family.model == model)
-        if used == gpus:
-            found.append(Binding(statement=f"limits.gpus.{model}", used=str(used), limit=str(gpus)))
-    budget = spec.limits.budget_usd_per_hour
-    if budget is not None and cost.usd_per_hour is not None and cost.usd_per_hour > budget * (1 - NEAR):
-        found.append(Binding(statement="limits.budget", used=f"${cost.usd_per_hour:.2f}/h", limit=f"${budget:.2f}/h"))
-    stated = spec.limits.utilisation
-    for group in predictions.groups:
-        if stated is not None and group.utilisation > stated * (1 - NEAR):
-            found.append(
-                Binding(
-                    statement=f"limits.utilisation ({group.group})",
-                    used=f"{group.utilisation:.1%}",
-                    limit=f"{stated:.0%}",
-                )
-            )
-    return tuple(found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from planner.amounts import amount
+from planner.layout_words import group_options, layout_words
 from specs.plan import Plan, ReplicaGroup
 
 
@@ -43,11 +45,10 @@ def _compare(topic: str, old: dict[str, str], new: dict[str, str]) -> list[Diffe
 
 def _name(group: ReplicaGroup) -> str:
     """What stays the same when limits and replica counts move."""
-    layout = group.layout
     role = "" if group.role == "unified" else f", {group.role}"
     return (
-        f"{group.model}{role} on {group.pool}, {group.engine} TP {layout.tensor_parallel} "
-        f"PP {layout.pipeline_parallel} {group.weights_dtype} KV {group.cache.kv_dtype}"
+        f"{group.model}{role} on {group.pool}, {group.engine} {layout_words(group.layout, always=('TP', 'PP'))} "
+        f"{group.weights_dtype} KV {group.cache.kv_dtype}"
     )
 
 
@@ -62,6 +63,7 @@ def _decision(plan: Plan) -> dict[str, str]:
         found[f"{name}: token budget"] = str(group.limits.max_num_batched_tokens)
         found[f"{name}: max length"] = str(group.limits.max_model_len)
         found[f"{name}: KV blocks"] = str(group.cache.num_blocks)
+        found[f"{name}: options"] = ", ".join(group_options(group)) or "none"
     for route in plan.routes:
         found[f"route {route.request_class} to {_name(plan.group(route.group))}"] = f"{route.share:.1%}"
     return found
@@ -89,10 +91,10 @@ def _predictions(plan: Plan) -> dict[str, str]:
 
 
 def _certificate(plan: Plan) -> dict[str, str]:
-    certificate = plan.certificate
+    certificate, quantity = plan.certificate, plan.spec["objective"]["quantity"]
     return {
-        "value": f"{certificate.value:g}",
-        "bound": f"{certificate.bound:g}",
+        "value": amount(quantity, certificate.value),
+        "bound": amount(quantity, certificate.bound),
         "gap": f"{certificate.gap:.1%}",
         "solver": certificate.solver,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from planner.amounts import amount
 from planner.candidates.family import Family
 from planner.candidates.pricing import Bracket, Rung
 from planner.optimize.master import Decision, Master, alone
@@ -12,11 +13,16 @@ from specs.plan import Discarded, Limits
 
 
 def discarded_configurations(problem: Problem, master: Master, decision: Decision) -> tuple[Discarded, ...]:
-    """Every configuration that is not in the plan, the nearest miss first within each reason."""
+    """Every configuration that is not in the plan, the nearest miss first within each reason.
+
+    Sides of a split (prefill, decode) are listed where the search looked at them.
+    """
     chosen = {item.column.family.key for item in decision.bought}
-    found = [_why(family, master, decision) for family in problem.families if family.key not in chosen]
+    looked_at = {bracket.family.key for bracket in master.brackets.values()}
+    sides = (family for family in problem.role_families if family.key in looked_at)
+    every = (family for family in (*problem.families, *sides) if family.key not in chosen)
     order = sorted(
-        [*found, *problem.dropped],
+        [*(_why(family, master, decision) for family in every), *problem.dropped],
         key=lambda item: (
             item.reason,
             math.inf if item.margin is None else item.margin,
@@ -27,46 +33,10 @@ def discarded_configurations(problem: Problem, master: Master, decision: Decisio
 
 
 def _why(family: Family, master: Master, decision: Decision) -> Discarded:
-    quantity = master.template.quantity
-    pool = next(pool for pool in master.template.pools if pool.name == family.pool.name)
     classes = master.classes_of[family.model]
     bracket = master.brackets.get(f"{family.key}|{'+'.join(classes)}")
-    value = _value_of_model(master, decision, family.model)
-
-    def money(amount: float) -> str:
-        return f"${amount:.2f}/h" if quantity == "cost" else f"{amount:g} GPUs"
-
     if bracket is not None and (bracket.failed >= 0 or bracket.passed is not None):
-        limits = _quoted_limits(bracket)
-        if bracket.upper == 0:
-            return Discarded(
-                configuration=family.configuration(limits),
-                reason="slo",
-                detail=_failure(bracket),
-                margin=_distance(bracket),
-            )
-        found = alone(family, pool, bracket.upper, quantity)
-        if found is None:
-            most = bracket.upper * family.most_replicas
-            return Discarded(
-                configuration=family.configuration(limits),
-                reason="inventory",
-                detail=(
-                    f"all {family.most_replicas} replicas that the pool holds carry at most {most:.0%} of the traffic "
-                    f"within the SLOs; {_failure(bracket)}"
-                ),
-                margin=1 - most,
-            )
-        replicas, amount = found
-        return Discarded(
-            configuration=family.configuration(limits),
-            reason=_against(amount, value),
-            detail=(
-                f"alone it takes at least {_replicas(replicas)}, {money(amount)}, for {money(value)}; "
-                f"{_failure(bracket)}"
-            ),
-            margin=amount / value - 1 if value else None,
-        )
+        return _priced(bracket, master, decision)
     hopeless = master.pricer.hopeless(family, classes)
     if hopeless:
         return Discarded(
@@ -75,11 +45,61 @@ def _why(family: Family, master: Master, decision: Decision) -> Discarded:
             detail=f"even without any queue: broken {'; '.join(hopeless)}",
             margin=1.0,
         )
-    load = sum(master.pricer.load(family, name) for name in classes)
-    found = alone(family, pool, 1 / load if load > 0 else 0.0, quantity)
+    return _never_priced(family, master, decision)
+
+
+def _priced(bracket: Bracket, master: Master, decision: Decision) -> Discarded:
+    """Of a configuration that was simulated, or shown to be hopeless, with all classes of its model."""
+    family = bracket.family
+    configuration = family.configuration(_quoted_limits(bracket))
+    if bracket.upper == 0:
+        return Discarded(configuration=configuration, reason="slo", detail=_failure(bracket), margin=_distance(bracket))
+    if family.options.role != "unified":
+        detail = f"no split with this {family.options.role} side did better; {_failure(bracket)}"
+        return Discarded(configuration=configuration, reason="split", detail=detail)
+    if master.template.quantity not in ("cost", "gpus"):
+        detail = f"no mix with it did better at what is optimised; {_failure(bracket)}"
+        return Discarded(configuration=configuration, reason="objective", detail=detail)
+    found = _alone(family, master, bracket.upper)
+    if found is None:
+        most = bracket.upper * family.most_replicas
+        return Discarded(
+            configuration=configuration,
+            reason="inventory",
+            detail=(
+                f"all {family.most_replicas} replicas that the pool holds carry at most {most:.0%} of the traffic "
+                f"within the SLOs; {_failure(bracket)}"
+            ),
+            margin=1 - most,
+        )
+    replicas, value = found
+    paid = _value_of_model(master, decision, family.model)
+    return Discarded(
+        configuration=configuration,
+        reason=_against(value, paid),
+        detail=(
+            f"alone it takes at least {_replicas(replicas)}, {_amount(master, value)}, for {_amount(master, paid)}; "
+            f"{_failure(bracket)}"
+        ),
+        margin=value / paid - 1 if paid else None,
+    )
+
+
+def _never_priced(family: Family, master: Master, decision: Decision) -> Discarded:
+    """Of a configuration that the search never wanted: what the utilisation law says of it."""
+    configuration = family.configuration()
+    load = sum(master.pricer.load(family, name) for name in master.classes_of[family.model])
+    if family.options.role != "unified" or master.template.quantity not in ("cost", "gpus"):
+        reason = "objective" if family.options.role == "unified" else "split"
+        detail = (
+            f"even without queueing the traffic keeps {load:.2g} replicas busy; never simulated, as no mix with it "
+            "could have done better"
+        )
+        return Discarded(configuration=configuration, reason=reason, detail=detail)
+    found = _alone(family, master, 1 / load if load > 0 else 0.0)
     if found is None:
         return Discarded(
-            configuration=family.configuration(),
+            configuration=configuration,
             reason="inventory",
             detail=(
                 f"even without queueing the traffic keeps {load:.1f} replicas busy, and the pool holds "
@@ -87,16 +107,26 @@ def _why(family: Family, master: Master, decision: Decision) -> Discarded:
             ),
             margin=load / max(1, family.most_replicas) - 1,
         )
-    replicas, amount = found
+    replicas, value = found
+    paid = _value_of_model(master, decision, family.model)
     return Discarded(
-        configuration=family.configuration(),
-        reason=_against(amount, value),
+        configuration=configuration,
+        reason=_against(value, paid),
         detail=(
-            f"even without queueing it takes {_replicas(replicas)} alone, {money(amount)} (predicted), for "
-            f"{money(value)}; never simulated, as the plan was proven without it"
+            f"even without queueing it takes {_replicas(replicas)} alone, {_amount(master, value)} (predicted), for "
+            f"{_amount(master, paid)}; never simulated, as the plan was proven without it"
         ),
-        margin=amount / value - 1 if value else None,
+        margin=value / paid - 1 if paid else None,
     )
+
+
+def _alone(family: Family, master: Master, share: float) -> tuple[int, float] | None:
+    pool = next(pool for pool in master.template.pools if pool.name == family.pool.name)
+    return alone(family, pool, share, master.template.quantity)
+
+
+def _amount(master: Master, value: float) -> str:
+    return amount(master.template.quantity, value)
 
 
 def _against(amount: float, value: float) -> str:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from planner.amounts import amount
 from planner.cost.margin import margin_note
-from specs.plan import Binding, Discarded, Plan
+from planner.layout_words import group_options, layout_words
+from specs.plan import Binding, Certificate, Discarded, Plan
 
 MOST_MISSES = 8
+# Of a pool that is not used, the reason that is told: the one that came nearest to using it.
+SAID_FIRST = (
+    *("tie", "mix", "cost", "objective", "inventory", "slo"),
+    *("memory", "dtype", "engine", "heads", "node", "split"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ REASONS = {
     "cost": "dearer, even at the best load it could carry",
     "tie": "costs the same at best; the plan has more headroom, or was proven first",
     "mix": "cheaper for this model alone, but no mix with it was cheaper for all of them",
+    "objective": "no mix with it does better at what is optimised",
+    "split": "prefill and decode apart did no better with it",
     "slo": "breaks a latency limit at every load",
     "inventory": "the pool holds too few of them for the traffic",
     "memory": "the weights, or one longest request, do not fit",
@@ -50,13 +59,17 @@ REASONS = {
 def explain(plan: Plan) -> Explanation:
     """The explanation of a plan."""
     certificate = plan.certificate
-    unit = "$/h" if plan.spec["objective"]["quantity"] == "cost" else "GPUs"
+    quantity = plan.spec["objective"]["quantity"]
+    beyond = "above" if plan.spec["objective"]["sense"] == "maximise" else "below"
+    value, bound, priced = (
+        amount(quantity, figure) for figure in (certificate.value, certificate.bound, certificate.priced_bound)
+    )
     summary = [
-        f"{certificate.objective}: {certificate.value:g} {unit}; no plan under this cost model is below "
-        f"{certificate.bound:g} {unit} (utilisation law, no queueing): gap {certificate.gap:.1%}",
-        f"at the loads that simulation allows each configuration, no mix is below {certificate.priced_bound:g} {unit}: "
-        f"gap {certificate.priced_gap:.1%} ({certificate.solver}, {certificate.solver_status}; "
-        f"{certificate.columns} configurations, {certificate.simulations} simulations)",
+        f"{certificate.objective}: {value}; no plan under this cost model is {beyond} {bound} "
+        f"(utilisation law, no queueing): gap {certificate.gap:.1%}",
+        f"at the loads that simulation allows each configuration, no mix is {beyond} {priced}: "
+        f"gap {certificate.priced_gap:.1%}{refuted_words(certificate)} ({certificate.solver}, "
+        f"{certificate.solver_status}; {certificate.columns} configurations, {certificate.simulations} simulations)",
         f"{sum(check.holds for check in certificate.checks)} of {len(certificate.checks)} laws hold in the re-check "
         "without the solver",
     ]
@@ -70,9 +83,17 @@ def explain(plan: Plan) -> Explanation:
     )
 
 
+def refuted_words(certificate: Certificate) -> str:
+    """What stands between the plan and the bound of its prices, where whole plans were refuted."""
+    if not certificate.refuted:
+        return ""
+    mixes = "mix" if certificate.refuted == 1 else "mixes"
+    return f"; {certificate.refuted} better {mixes} broke a promise when simulated whole"
+
+
 def nearest_misses(plan: Plan, most: int = MOST_MISSES) -> tuple[Discarded, ...]:
     """The configurations that came closest to being used, best first; one per model, pool and layout."""
-    nearest: dict[tuple[str, str, int, int], Discarded] = {}
+    nearest: dict[tuple[str, str, str], Discarded] = {}
     ranked = sorted(
         (
             item
@@ -83,7 +104,7 @@ def nearest_misses(plan: Plan, most: int = MOST_MISSES) -> tuple[Discarded, ...]
     )
     for item in ranked:
         where = item.configuration
-        nearest.setdefault((where.model, where.pool, where.tensor_parallel, where.pipeline_parallel), item)
+        nearest.setdefault((where.model, where.pool, f"{where.role} {layout_words(where)}"), item)
     return tuple(nearest.values())[:most]
 
 
@@ -94,14 +115,13 @@ def _pool(plan: Plan, pool: dict[str, object]) -> PoolVerdict:
         groups = [group for group in plan.groups if group.pool == name]
         text = "chosen: " + ", ".join(
             ("" if group.role == "unified" else f"{group.role} ")
-            + f"{group.replicas} x TP {group.layout.tensor_parallel}"
-            + (f" PP {group.layout.pipeline_parallel}" if group.layout.pipeline_parallel > 1 else "")
-            + f" {group.weights_dtype}"
+            + f"{group.replicas} x {layout_words(group.layout)} {group.weights_dtype}"
+            + "".join(f", {option}" for option in group_options(group))
             for group in groups
         )
         return PoolVerdict(name, device, used, text)
     own = [item for item in plan.discarded if item.configuration.pool == name]
-    for reason in ("tie", "mix", "cost", "inventory", "slo", "memory", "dtype", "engine", "heads", "node"):
+    for reason in SAID_FIRST:
         found = [item for item in own if item.reason == reason]
         if found:
             best = min(found, key=lambda item: math.inf if item.margin is None else item.margin)
@@ -110,7 +130,7 @@ def _pool(plan: Plan, pool: dict[str, object]) -> PoolVerdict:
                 name,
                 device,
                 0,
-                f"{REASONS[reason]}; best: TP {layout.tensor_parallel} PP {layout.pipeline_parallel} "
-                f"{layout.weights_dtype}: {best.detail}",
+                f"{REASONS[reason]}; best: {layout_words(layout, always=('TP', 'PP'))} {layout.weights_dtype}: "
+                f"{best.detail}",
             )
     return PoolVerdict(name, device, 0, "no configuration was allowed here by `choices`")

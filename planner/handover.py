@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from planner.cost.step_times import StepTimes
 from planner.cost.transfer import KVShards, Reach, device_link, kv_shards, kv_transfer_s
 from planner.network.reach import port_between
-from planner.simulate import FleetGroup, Link
+from planner.simulate import FleetGroup, Handoff, Link, ReplicaModel
 from specs.architecture import Architecture
 from specs.deployment import HardwareSpec, PoolSpec
 from specs.document import DType
@@ -90,7 +91,28 @@ def towards(device: DeviceFacts, hardware: HardwareSpec, pool: PoolSpec, other: 
     return device.model_copy(update={name: value for name, value in declared.items() if value is not None})
 
 
+def beyond_prefill_s(receiver: StepTimes, tokens: int, alone_s: float) -> float:
+    """Seconds from the end of a prefill until the client has the first token, when nothing else is under way.
+
+    Engines pass it on from the decode side (vLLM samples it there, SGLang sends it with the cache): the second
+    frontend, the transfer, a step.
+    """
+    context = tokens + 1
+    window = context if receiver.window_tokens is None else min(context, receiver.window_tokens)
+    return receiver.request_s + alone_s + receiver.step_s(1, 1, 1, 1, context, window, ())
+
+
+def waiting(model: ReplicaModel, seconds: float) -> ReplicaModel:
+    """With so much more that a request takes before it may be scheduled."""
+    return replace(model, times=replace(model.times, request_s=model.times.request_s + seconds))
+
+
+def prefilling(group: FleetGroup, handoff: Handoff, beyond_s: float) -> FleetGroup:
+    """As a prefill group. What comes between a prefill and the client's first token is charged before the prefill: the
+    simulator has first tokens when prefills end. The transfer alone is so counted in TTFT, and again in TPOT."""
+    return replace(group, role="prefill", handoff=handoff, model=waiting(group.model, beyond_s))
+
+
 def decoding(group: FleetGroup) -> FleetGroup:
-    """As a decode group: what a request costs a frontend once, it has cost on the prefill side."""
-    model = replace(group.model, times=replace(group.model.times, request_s=0.0))
-    return replace(group, role="decode", model=model)
+    """As a decode group: what a request costs its frontend once is charged before its first token."""
+    return replace(group, role="decode", model=waiting(group.model, -group.model.times.request_s))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from planner.answers.resolve import Solved, solved
 from planner.assemble import assemble
 from planner.facts import Machine
-from planner.optimize.conflict import explain_conflict
 from planner.problem import pose
 from specs.deployment import DeploymentSpec
 from specs.plan import Plan
@@ -28,10 +29,32 @@ def make_plan(
     and profile of its device. Raises `InputError` for a spec that contradicts the catalogue or its traces,
     `NoPlanError` where no plan satisfies it.
     """
+    plan, _ = plan_and_search(spec, base_dir, seed=seed, progress=progress, version=version, machine=machine)
+    return plan
+
+
+def plan_and_search(
+    spec: DeploymentSpec,
+    base_dir: str | Path,
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+    version: str = "",
+    machine: Machine | None = None,
+    time_limit_s: float | None = None,
+) -> tuple[Plan, Solved]:
+    """As `make_plan`, with the search that found it, from which further questions are answered.
+
+    After `time_limit_s` nothing is improved any more: the first certified plan is taken, and its certificate says so.
+    """
+    deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     progress("reading models, devices and traffic")
     problem = pose(spec, base_dir, seed=seed, machine=machine)
-    master = problem.master(progress)
-    decision = master.decide() if problem.families else None
-    if decision is None:
+    found = solved(problem, progress, deadline=deadline)
+    if found.gave_up is not None:
+        raise found.gave_up
+    if found.decision is None:
+        from planner.answers.conflict import explain_conflict
+
         raise explain_conflict(problem, progress)
-    return assemble(problem, master, decision, version)
+    return assemble(found.problem, found.master, found.decision, version), found

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from planner.candidates.disaggregated import by_role
 from planner.candidates.dominance import drop_dominated
 from planner.candidates.enumerate import families, model_length
 from planner.candidates.family import Family
-from planner.candidates.pricing import Pricer, decisive
+from planner.candidates.options import Asked
+from planner.candidates.prefix_hits import most_cached
+from planner.candidates.pricing import Pricer
 from planner.facts import Facts, Machine, load_facts
+from planner.frame import frame as frame
+from planner.measured_rates import load_measured
+from planner.optimize.column_generation import FLEET_FACTOR, SAMPLED, FleetMaster, is_large
+from planner.optimize.fresh_seeds import Judge
+from planner.optimize.fresh_traffic import fresh_workload
 from planner.optimize.master import Master
-from planner.optimize.programme import Pool, Programme
+from planner.optimize.programme import Programme
+from planner.optimize.watts import Meter
 from planner.simulate import BUSIEST_S as BUSIEST_S
 from planner.simulate import LEAST_REQUESTS, Workload, declared_workload, slos_of
-from specs.deployment import DeploymentSpec, PoolSpec
+from planner.throughput import throughputs_of, with_arrivals
+from specs.deployment import DeploymentSpec, TrafficClass
+from specs.engine_rules import capable
 from specs.errors import InputError
 from specs.plan import Discarded, SimulatedWindow
+
+# Windows of large fleets are as short as so many requests of all classes (of one class) allow, and no shorter than a
+# few of the longest answers: a p90 of a thousand requests rests on a hundred of them, and one takes 3 us to simulate.
+FLEET_REQUESTS, CLASS_REQUESTS, SHORTEST_S = 600_000, 3_000, 120.0
 
 
 @dataclass(frozen=True)
@@ -36,15 +54,42 @@ class Problem:
     dropped: tuple[Discarded, ...]
     template: Programme
     classes_of: dict[str, tuple[str, ...]]
+    role_families: tuple[Family, ...] = ()  # prefill and decode sides, asked for where they could beat `families`
 
     def master(self, progress: Callable[[str], None] = lambda text: None) -> Master:
         """A fresh master programme with its pricer."""
         pricer = Pricer(
             workload=self.workload,
             slos=slos_of(self.spec),
+            router=self.spec.choices.router,
             choices={name: self.spec.choices.of(name) for name in self.spec.models},
+            classes_of=self.classes_of,
+            measured=load_measured(self.spec, self.base_dir, self.facts) if self.spec.measured else None,
+            throughputs=throughputs_of(self.spec, self.base_dir),
         )
-        return Master(self.template, self.families, self.classes_of, pricer, progress)
+        promises = bool(pricer.slos or pricer.throughputs)
+        judge = Judge(self.fresh, pricer.slos, self.seed, pricer.throughputs) if promises else None
+        large = is_large(self.template, self.families, self.classes_of) and not self.role_families
+        if large:
+            pricer.sampled, pricer.first_factor = SAMPLED, dict.fromkeys(self.classes_of, FLEET_FACTOR)
+        return (FleetMaster if large else Master)(
+            self.template,
+            self.families,
+            self.classes_of,
+            pricer,
+            self.spec.hardware,
+            progress,
+            judge,
+            apart=self.role_families,
+            meter=Meter(self.declared) if self.template.meters else None,
+        )
+
+    def fresh(self, seed: int) -> Workload | None:
+        """What is planned for, as `seed` draws it; None where that has no request of some class."""
+        drawn = fresh_workload(self.spec, self.base_dir, self.declared, seed, coupled=True)
+        if drawn is None:
+            return None
+        return compressed(in_blocks(drawn, self.facts), self.workload.horizon_s / self.declared.horizon_s)
 
 
 def pose(
@@ -54,12 +99,16 @@ def pose(
     seed: int = 0,
     machine: Machine | None = None,
     seconds: float = BUSIEST_S,
+    facts: Facts | None = None,
+    drawn: tuple[Workload, tuple[SimulatedWindow, ...]] | None = None,
 ) -> Problem:
     """Load facts and the busiest `seconds` of traffic, enumerate the configurations, write the programme's frame.
 
-    At low rates the window is longer: a percentile of a handful of requests says nothing.
+    At low rates the window is longer: a percentile of a handful of requests says nothing. `facts` and `drawn` traffic
+    are taken as they are where they are known already.
     """
-    facts = load_facts(spec, base_dir, machine)
+    spec = with_arrivals(spec, base_dir)
+    facts = facts or load_facts(spec, base_dir, machine)
     classes_of = {
         name: tuple(traffic.name for traffic in spec.traffic if traffic.model == name) for name in spec.models
     }
@@ -68,9 +117,8 @@ def pose(
         raise InputError(
             "no request class uses this model", field=f"models.{idle[0]}", expected="a class with traffic, or no model"
         )
-    declared, windows = declared_workload(
-        spec, base_dir, seconds=seconds, seed=seed, least_requests=LEAST_REQUESTS, coupled=False
-    )
+    declared, windows = drawn or drawn_traffic(spec, base_dir, facts, seed, seconds)
+    declared = in_blocks(declared, facts)
     workload = compressed(declared, spec.limits.utilisation or 1.0)
     kept: list[Family] = []
     dropped: list[Discarded] = []
@@ -78,11 +126,19 @@ def pose(
         longest = longest_request(windows, classes_of[name])
         length = model_length(name, model, facts.architectures[name], longest)
         bootable, obstacles = families(
-            name, model, spec.choices.of(name), spec.choices.engine, spec.hardware.pools, facts, length
+            name,
+            model,
+            spec.choices.of(name),
+            spec.choices.engine,
+            spec.hardware.pools,
+            facts,
+            length,
+            asked_by(declared, classes_of[name]),
         )
         best, dominated = drop_dominated(bootable)
         kept += best
         dropped += [*obstacles, *dominated]
+    together, apart = by_role(kept, spec)
     return Problem(
         spec=spec,
         base_dir=Path(base_dir),
@@ -92,11 +148,53 @@ def pose(
         declared=declared,
         workload=workload,
         windows=windows,
-        families=tuple(kept),
+        families=together,
         dropped=tuple(dropped),
-        template=frame(spec),
+        template=frame(spec, facts, declared),
         classes_of=classes_of,
+        role_families=apart,
     )
+
+
+def drawn_traffic(
+    spec: DeploymentSpec, base_dir: str | Path, facts: Facts, seed: int, seconds: float = BUSIEST_S
+) -> tuple[Workload, tuple[SimulatedWindow, ...]]:
+    """The busiest `seconds` of every class (more at low rates), prefixes in whole KV blocks, and what was drawn."""
+    declared, windows = declared_workload(spec, base_dir, seconds=seconds, seed=seed, least_requests=LEAST_REQUESTS)
+    return in_blocks(declared, facts), windows
+
+
+def window_s(spec: DeploymentSpec, seconds: float) -> float:
+    """`seconds`, or less where so many requests come in them that simulating them would take minutes."""
+    rates = [_rate_per_s(traffic) for traffic in spec.traffic]
+    if None in rates:
+        return seconds
+    most = max(FLEET_REQUESTS, CLASS_REQUESTS * len(rates))
+    return min(seconds, max(SHORTEST_S, most / sum(rate for rate in rates if rate is not None)))
+
+
+def _rate_per_s(traffic: TrafficClass) -> float | None:
+    """The declared mean rate of a class; None where only its trace says it."""
+    if traffic.arrivals is not None:
+        return traffic.arrivals.rate_per_s
+    if traffic.sessions is not None:
+        return traffic.sessions.rate_per_s * traffic.sessions.turns_mean
+    return traffic.trace.rate_per_s if traffic.trace is not None else None
+
+
+def in_blocks(workload: Workload, facts: Facts) -> Workload:
+    """The workload with prefixes in units that are whole KV blocks of every engine that may cache them."""
+    sizes = [engine.block_size_tokens for name, engine in facts.engines.items() if capable(name, "prefix_caching")]
+    if workload.prefixes is None or not sizes:
+        return workload
+    return replace(workload, prefixes=workload.prefixes.units(math.lcm(workload.prefixes.unit_tokens, *sizes)))
+
+
+def asked_by(workload: Workload, classes: tuple[str, ...]) -> Asked:
+    """Which options the requests of these classes give a meaning."""
+    own = workload.select(np.isin(workload.class_index, [workload.classes.index(name) for name in classes]))
+    priorities = own.priority is not None and len(own) > 0 and bool((own.priority != own.priority[0]).any())
+    return Asked(prefixes=bool(most_cached(own).any()), priorities=priorities)
 
 
 def compressed(workload: Workload, utilisation: float) -> Workload:
@@ -106,34 +204,9 @@ def compressed(workload: Workload, utilisation: float) -> Workload:
     """
     if utilisation == 1.0:
         return workload
-    return workload.moved(workload.arrival_s * utilisation, workload.horizon_s * utilisation)
+    return workload.faster(1.0 / utilisation)
 
 
 def longest_request(windows: tuple[SimulatedWindow, ...], classes: tuple[str, ...]) -> int:
     """Tokens, prompt and output, of the longest request of these classes, in the simulated window or outside it."""
     return max(window.longest_request_tokens for window in windows if window.request_class in classes)
-
-
-def frame(spec: DeploymentSpec) -> Programme:
-    """The master programme of the spec without columns and families."""
-    if spec.objective.quantity not in ("cost", "gpus"):
-        raise InputError(f"cannot {spec.objective}", field="objective", expected="minimise cost or minimise gpus")
-    return Programme(
-        pools=tuple(
-            Pool(pool.name, _whole(pool), min(pool.gpus_per_node, pool.count), pool.usd_per_gpu_hour, pool.rent)
-            for pool in spec.hardware.pools
-        ),
-        columns=(),
-        families=(),
-        classes=tuple(traffic.name for traffic in spec.traffic),
-        quantity=spec.objective.quantity,
-        allowed_misses={name: 1.0 - decisive(slo).share for name, slo in slos_of(spec).items()},
-        budget=spec.limits.budget_usd_per_hour,
-        model_gpus=dict(spec.limits.gpus),
-        model_replicas={name: choices.replicas for name, choices in spec.choices.models.items() if choices.replicas},
-    )
-
-
-def _whole(pool: PoolSpec) -> int:
-    """Devices in whole nodes: a last, partly filled node counts only where devices are rented one by one."""
-    return pool.count if pool.rent == "gpu" else pool.count // pool.gpus_per_node * pool.gpus_per_node

@@ -23,6 +23,7 @@ class Layout(Frozen):
     pipeline_stages: tuple[PositiveInt, ...]
     attention_data_parallel: PositiveInt = 1
     expert_parallel: PositiveInt = 1
+    redundant_experts: NonNegativeInt = 0  # copies beside the experts of a layer; slots are shared evenly by the ranks
     sequence_parallel: bool = False  # norms on a part of the tokens, between a reduce-scatter and an all-gather
 
     @property
@@ -54,6 +55,8 @@ class MemoryBudget(Frozen):
     collective_bytes: NonNegativeInt
     graph_bytes: NonNegativeInt
     state_bytes: NonNegativeInt = 0  # recurrent state of max_num_seqs sequences
+    adapter_bytes: NonNegativeInt = 0  # LoRA adapters, all of them
+    draft_bytes: NonNegativeInt = 0  # weights of a draft model, or of the layer that drafts
     kv_bytes: NonNegativeInt  # what is left for KV blocks
     kv_bytes_per_token: NonNegativeFloat  # on this device
 
@@ -109,6 +112,15 @@ class ReplicaPlacement(Frozen):
     slots: tuple[DeviceSlot, ...]
 
 
+class ExpertPlacement(Frozen):
+    """Which expert each slot of a replica holds, from measured loads. Slots of a rank stand together, in rank order."""
+
+    slots_per_rank: PositiveInt
+    physical_to_logical: tuple[tuple[NonNegativeInt, ...], ...]  # [layers with experts][slots] -> expert
+    skew: PositiveFloat  # load of the fullest rank over the mean, mean of the layers
+    skew_bound: PositiveFloat  # no placement of so many slots has less
+
+
 class ReplicaGroup(Frozen):
     """Equal replicas of one configuration in one pool."""
 
@@ -125,8 +137,11 @@ class ReplicaGroup(Frozen):
     cache: Cache
     scheduling: Scheduling
     kernels: dict[str, str] = Field(default_factory=dict)
+    experts: ExpertPlacement | None = None  # None: as the engine places them
     replicas: PositiveInt
     placement: tuple[ReplicaPlacement, ...]
+    carries: dict[str, PositiveFloat] = Field(default_factory=dict)  # by class: share of its traffic that one replica
+    # carries within every SLO (priced by simulation); {} in plans made before it was kept
 
 
 class Route(Frozen):
@@ -146,7 +161,7 @@ class ClassPrediction(Frozen):
     """Simulated latency of one request class. Percentile maps: "p50", "p90", ... -> seconds."""
 
     request_class: str
-    basis: Literal["simulated"] = "simulated"
+    basis: Literal["simulated", "measured"] = "simulated"  # measured: by request rates, and latencies only simulated
     requests: PositiveInt
     rate_per_s: PositiveFloat
     ttft_s: dict[str, float]
@@ -154,6 +169,7 @@ class ClassPrediction(Frozen):
     e2e_s: dict[str, float]
     attainment: float  # share of requests that meet every stated limit of the class
     attainment_interval: Interval  # 95 %
+    tokens_per_s: NonNegativeFloat | None = None  # prompt and output, of a class that states a throughput
 
 
 class GroupPrediction(Frozen):
@@ -219,6 +235,28 @@ class SimulatedWindow(Frozen):
     seed: int
 
 
+class FreshLimit(Frozen):
+    """One limit on traffic that planning did not see, over all fresh requests of its class."""
+
+    request_class: str
+    limit: str
+    required: float  # share of the requests that must meet it
+    met: float
+    requests: NonNegativeInt
+    overdispersion: float  # variance of misses over that of independent requests
+    verdict: Literal["kept", "broken", "kept on average", "broken on average", "undecided"]
+
+
+class FreshSeeds(Frozen):
+    """A sequential test of the plan on fresh seeds (`planner/optimize/fresh_seeds.py` has the law)."""
+
+    seeds: tuple[NonNegativeInt, ...]
+    requests: NonNegativeInt
+    error: float  # of accepting or refuting a limit wrongly
+    zone: float  # relative distance from the allowed misses inside which either answer is right
+    limits: tuple[FreshLimit, ...]
+
+
 class Certificate(Frozen):
     """How good the plan is, and what was checked without the solver."""
 
@@ -232,8 +270,12 @@ class Certificate(Frozen):
     solver_status: str  # true status: "optimal", "time limit", ...
     columns: NonNegativeInt
     simulations: NonNegativeInt
+    refuted: NonNegativeInt = 0  # better mixes that did not keep every promise when they were simulated whole
     checks: tuple[Check, ...]
+    worth: dict[str, NonNegativeFloat] = Field(default_factory=dict)  # of throughput, goodput: what all of a class is
+    multiple: PositiveFloat = 1.0  # of the declared traffic, at which the plan was made and is predicted
     windows: tuple[SimulatedWindow, ...]
+    fresh: FreshSeeds | None = None  # None: not tested
 
 
 class Configuration(Frozen):
@@ -249,6 +291,13 @@ class Configuration(Frozen):
     kv_dtype: DType
     max_num_seqs: NonNegativeInt = 0
     max_num_batched_tokens: NonNegativeInt = 0
+    attention_data_parallel: PositiveInt = 1
+    expert_parallel: PositiveInt = 1
+    role: Literal["unified", "prefill", "decode"] = "unified"
+    prefix_caching: bool = False
+    host_blocks: NonNegativeInt = 0
+    draft_tokens: NonNegativeInt = 0  # of speculative decoding; 0: none
+    order: str = "fcfs"
 
 
 class Discarded(Frozen):
@@ -283,6 +332,7 @@ class Plan(Document):
     capstan: str  # version that made it
     groups: tuple[ReplicaGroup, ...]
     routes: tuple[Route, ...]
+    admitted: dict[str, float] = Field(default_factory=dict)  # share of a class that is let in; absent: all of it
     router: RouterName = "least_outstanding"  # within a group
     network: tuple[CableLoad, ...] = ()  # cables that carry anything; none where replicas stay inside their nodes
     predictions: Predictions

@@ -196,6 +196,15 @@ USD_PER_HOUR = Dimension(
     prefix="$",
     base="dollars per hour",
 )
+USD = Dimension(
+    "an amount of money",
+    {"": Decimal(1), "USD": Decimal(1)},
+    "$0.50",
+    Decimal("1e9"),
+    zero=True,
+    prefix="$",
+    base="dollars",
+)
 WATTS = Dimension(
     "a power", {"W": Decimal(1), "kW": Decimal(1000), "MW": Decimal(10**6)}, "600W", Decimal("1e10"), base="watts"
 )
@@ -253,6 +262,11 @@ def parse_tokens(written: Written) -> int:
 def parse_tokens_per_s(written: Written) -> float:
     """Tokens per second: `2000 tokens/s`."""
     return float(TOKENS_PER_S.parse(written))
+
+
+def parse_usd(written: Written) -> float:
+    """US dollars: `$0.50` or `0.50 USD`."""
+    return float(USD.parse(written))
 
 
 def parse_usd_per_hour(written: Written) -> float:

@@ -10,7 +10,7 @@ from specs.errors import InputError, nearest_names
 if TYPE_CHECKING:
     from specs.document import Document
 
-DOCUMENTS = ("deployment", "plan", "bundle", "measurements", "profile", "engine", "device")
+DOCUMENTS = ("deployment", "plan", "schedule", "bundle", "measurements", "profile", "engine", "device")
 
 
 def run_schema(document: str) -> None:
@@ -33,6 +33,10 @@ def document_schema(name: str) -> dict[str, Any]:
         from specs.plan import Plan
 
         return Plan.model_json_schema(mode="serialization")
+    if name == "schedule":
+        from specs.schedule import Schedule
+
+        return Schedule.model_json_schema(mode="serialization")
     if name == "bundle":
         from specs.bundle import Bundle
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from codegen.exports.checks import check_plan
+from codegen.exports.checks import EXPORTED, check_plan
 from codegen.exports.directory import Export, write_export
 from codegen.exports.kubernetes import kubernetes_export
-from codegen.exports.vllm import vllm_export
+from codegen.exports.scripts import SCRIPTS
 from specs.errors import InputError, nearest_names
 from specs.plan import Plan
 
 __all__ = ["TARGETS", "Export", "export_plan", "write_export"]
 
-TARGETS: dict[str, Callable[[Plan], Export]] = {"vllm": vllm_export, "kubernetes": kubernetes_export}
-LATER = ("sglang", "trtllm", "ray")
+TARGETS: dict[str, Callable[[Plan], Export]] = {**SCRIPTS, "kubernetes": kubernetes_export}
+LATER = ("trtllm", "ray")
 
 
 def export_plan(plan: Plan, to: str, *, file: str | Path | None = None) -> Export:
@@ -32,7 +32,7 @@ def export_plan(plan: Plan, to: str, *, file: str | Path | None = None) -> Expor
             nearest=() if to in LATER else nearest_names(to, TARGETS),
         )
     place = str(file) if file is not None else None
-    notes = check_plan(plan, place)
+    notes = check_plan(plan, place, (to,) if to in SCRIPTS else EXPORTED)
     try:
         export = TARGETS[to](plan)
     except InputError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from itertools import accumulate
 from math import isclose
 
-from codegen.exports.args import vllm_table
+from codegen.exports.arguments import engine_table
 from codegen.exports.checkpoint import (
     attention_heads,
     checkpoint_dtype,
@@ -22,6 +22,7 @@ from specs.architecture import load_architecture, weight_bytes_per_rank
 from specs.document import DType
 from specs.engine_rules import rules_not_followed
 from specs.errors import InputError, nearest_names
+from specs.handoffs import check_handoffs
 from specs.plan import Plan, ReplicaGroup
 
 # Relative room for figures that the planner rounded to whole bytes.
@@ -30,10 +31,13 @@ _ROUNDING = 1e-6
 _WEIGHTS = 0.01
 
 
-def check_plan(plan: Plan, file: str | None = None) -> tuple[str, ...]:
+EXPORTED = ("vllm", "sglang")
+
+
+def check_plan(plan: Plan, file: str | None = None, engines: tuple[str, ...] = EXPORTED) -> tuple[str, ...]:
     """Raise `InputError` naming the first rule that the plan breaks; otherwise return notes worth showing.
 
-    `file` is the plan's path, for the message.
+    `file` is the plan's path, for the message; `engines` those that are exported to.
     """
     try:
         if not plan.groups:
@@ -41,8 +45,10 @@ def check_plan(plan: Plan, file: str | None = None) -> tuple[str, ...]:
         _unique_ids(plan)
         _router(plan)
         for group in plan.groups:
+            _engine(group, engines)
             for rule in GROUP_RULES:
                 rule(plan, group)
+        check_handoffs(plan)
         _devices_used_once(plan)
         _routes(plan)
     except InputError as error:
@@ -64,20 +70,30 @@ def _broken(rule: str, group: ReplicaGroup, field: str, message: str, expected: 
     return InputError(f"{message} (rule: {rule})", field=f"groups.{group.id}.{field}", expected=expected)
 
 
-def _engine(plan: Plan, group: ReplicaGroup) -> None:
+def _engine(group: ReplicaGroup, engines: tuple[str, ...]) -> None:
     if group.engine == "capstan":
         raise _broken("engine", group, "engine", "a group of engine 'capstan' is compiled, not exported")
-    if group.engine != "vllm":
-        raise _broken(
-            "engine", group, "engine", f"this version exports groups of engine 'vllm', not {group.engine!r}", "'vllm'"
-        )
+    if group.engine in engines:
+        return
+    if group.engine not in EXPORTED:
+        message = f"this version exports groups of engine {' and '.join(map(repr, EXPORTED))}, not {group.engine!r}"
+        raise _broken("engine", group, "engine", message)
+    message = f"the group is planned for {group.engine}, whose limits and times are not those of {engines[0]}"
+    expected = f"`--to {group.engine}`, or a plan made with `choices: {{engine: {engines[0]}}}`"
+    raise _broken("engine", group, "engine", message, expected)
 
 
 def _role(plan: Plan, group: ReplicaGroup) -> None:
-    if group.role != "unified":
-        raise _broken(
-            "role", group, "role", f"disaggregated groups ({group.role}) are not exported in this version", "'unified'"
-        )
+    """Connectors hand over between replicas of one engine, and vLLM's not between pipeline stages."""
+    if group.role != "unified" and group.layout.pipeline_parallel > 1:
+        message = f"the engine hands no KV caches over between pipeline stages ({group.role} replicas have them)"
+        raise _broken("role", group, "layout.pipeline_stages", message, "one stage")
+    if group.role != "unified" and group.cache.host_blocks:
+        message = f"the engine has one connector for KV caches, and {group.role} replicas hand them over with it"
+        raise _broken("role", group, "cache.host_blocks", message, "0")
+    other = next((each for each in plan.groups if each.id == group.hands_over_to), None)
+    if other is not None and other.engine != group.engine:
+        raise _broken("role", group, "hands_over_to", f"{other.id} runs {other.engine}, not {group.engine}")
 
 
 def _device(plan: Plan, group: ReplicaGroup) -> None:
@@ -88,7 +104,7 @@ def _device(plan: Plan, group: ReplicaGroup) -> None:
             field=f"groups.{group.id}.device",
             nearest=nearest_names(group.device, plan.devices),
         )
-    if device.vendor not in vllm_table().images:
+    if device.vendor not in engine_table(group.engine).images:
         raise _broken(
             "device", group, "device", f"devices of vendor {device.vendor!r} are not exported in this version"
         )
@@ -148,6 +164,8 @@ def _memory(plan: Plan, group: ReplicaGroup) -> None:
         + memory.collective_bytes
         + memory.graph_bytes
         + memory.state_bytes
+        + memory.adapter_bytes
+        + memory.draft_bytes
         + memory.kv_bytes
     )
     if parts > memory.available_bytes * (1 + _ROUNDING):
@@ -324,8 +342,15 @@ def _placement(plan: Plan, group: ReplicaGroup) -> None:
             )
 
 
+def _adapters(plan: Plan, group: ReplicaGroup) -> None:
+    declared = plan.spec.get("models", {}).get(group.model, {}).get("adapters")
+    if declared is not None and group.engine != "vllm":
+        raise _broken(
+            "adapters", group, "engine", f"adapters are not exported to {group.engine} in this version", "'vllm'"
+        )
+
+
 GROUP_RULES: tuple[Callable[[Plan, ReplicaGroup], None], ...] = (
-    _engine,
     _role,
     _device,
     _pool,
@@ -336,6 +361,7 @@ GROUP_RULES: tuple[Callable[[Plan, ReplicaGroup], None], ...] = (
     _layout,
     _weight_bytes,
     _placement,
+    _adapters,
 )
 
 
@@ -390,11 +416,12 @@ def _routes(plan: Plan) -> None:
 
 
 def _version_notes(plan: Plan) -> tuple[str, ...]:
-    table = vllm_table()
-    profile = plan.engines.get(table.engine)
-    if profile is None or profile.version.removeprefix("v") == table.version:
-        return ()
-    return (
-        f"The plan was made with the profile of {table.engine} {profile.version}; the arguments are those of "
-        f"{table.version}.",
-    )
+    notes = []
+    for engine in sorted({group.engine for group in plan.groups}):
+        table, profile = engine_table(engine), plan.engines.get(engine)
+        if profile is not None and profile.version.removeprefix("v") != table.version:
+            notes.append(
+                f"The plan was made with the profile of {engine} {profile.version}; the arguments are those of "
+                f"{table.version}."
+            )
+    return tuple(notes)

@@ -7,25 +7,36 @@ lists these names and asks for their addresses again and again, and a pod that i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
 import yaml
 
-from codegen.exports.args import EngineArguments, drain_s, vllm_arguments, vllm_table
+from codegen.exports.arguments import EngineArguments
 from codegen.exports.checkpoint import checkpoint_dtype, is_directory
 from codegen.exports.directory import Export, render
+from codegen.exports.engines import ENGINES
+from codegen.exports.kubernetes_handover import handover_manifests
+from codegen.exports.manifests import (
+    EXIT_S,
+    PORT,
+    SIDE_PORT,
+    Manifest,
+    digest,
+    labels,
+    pod_address,
+    selector,
+    service_address,
+)
 from codegen.exports.names import safe_name, safe_names
+from codegen.exports.options import host_tier_gib
 from codegen.exports.router import ClassRoute, Upstream, class_routes, nginx_configuration
-from codegen.exports.vllm import nodes_of
+from codegen.exports.scripts import handover_notes, nodes_of
+from codegen.exports.shared import drain_s
 from specs.errors import InputError
 from specs.plan import Plan, ReplicaGroup
 
-Manifest = dict[str, Any]
-
-PORT = 8000
 ROUTER_PORT = 8080
 ROUTER_IMAGE = "nginx:1.28"  # open-source nginx looks names up again (`resolve`) from 1.27.3 on
 DEVICE_LABEL = "capstan-device"  # of nodes, set by whoever runs the cluster
@@ -36,7 +47,6 @@ SHARED_MEMORY_GIB = 16  # for the engine's ranks to talk; counted against the po
 ENGINE_CPUS_PER_DEVICE, ENGINE_GIB_PER_DEVICE = 4, 16
 ROUTER_WORKERS = 4  # `auto` would start one per core of the node, whatever the pod may use
 FORGET_S = 15  # until the router has asked again for the addresses and knows that a replica goes away
-EXIT_S = 30  # from the last request to the end of the process
 MODELS = "/models"
 GIB = 2**30
 
@@ -46,12 +56,13 @@ def kubernetes_export(plan: Plan) -> Export:
 
     `InputError` for replicas that span machines and for checkpoints in a local directory.
     """
-    names = safe_names([*(group.id for group in plan.groups), "router"])
+    between = {group.id: f"{group.id}-handover" for group in plan.groups if group.hands_over_to is not None}
+    names = safe_names([*(group.id for group in plan.groups), *between.values(), "router"])
     files: dict[str, str] = {}
     notes: list[str] = []
     upstreams, summaries = [], []
     for group in plan.groups:
-        arguments = vllm_arguments(plan, group)
+        arguments = ENGINES[group.engine].arguments(plan, group)
         _refuse(group, arguments)
         name = names[group.id]
         files[f"{name}.yaml"] = _documents(
@@ -59,9 +70,17 @@ def kubernetes_export(plan: Plan) -> Export:
             _stateful_set(plan, group, name, arguments),
             _disruption_budget(plan, name),
         )
-        upstreams.append(Upstream(name, tuple(_pod_address(name, index) for index in range(group.replicas))))
+        if group.id in between:
+            handover = names[between[group.id]]
+            files[f"{handover}.yaml"] = _documents(*handover_manifests(plan, group, handover, names))
+            upstreams.append(Upstream(name, (service_address(handover),)))
+        elif group.role != "decode":
+            upstreams.append(Upstream(name, tuple(pod_address(name, index) for index in range(group.replicas))))
         summaries.append({"group": group, "name": name, "arguments": arguments})
         notes += [f"{group.id}: {note}" for note in arguments.notes]
+    for engine in dict.fromkeys(group.engine for group in plan.groups if group.id in between):
+        notes += handover_notes(plan, ENGINES[engine])
+        notes.append("Give the pods RDMA devices of your cluster in an overlay; without them KV caches cross by TCP.")
     routes = class_routes(plan, names)
     router = names["router"]
     # The image's entry point fills in the variables: the pod's namespace and the cluster's name servers.
@@ -116,30 +135,14 @@ def _documents(*manifests: Manifest) -> str:
     )
 
 
-def _labels(plan: Plan, name: str) -> dict[str, str]:
-    return {
-        "app.kubernetes.io/name": name,
-        "app.kubernetes.io/part-of": safe_name(plan.name),
-        "app.kubernetes.io/managed-by": "capstan",
-    }
-
-
-def _selector(name: str) -> dict[str, str]:
-    return {"app.kubernetes.io/name": name}
-
-
-def _pod_address(name: str, index: int) -> str:
-    return f"{name}-{index}.{name}.${{POD_NAMESPACE}}.svc.${{CLUSTER_DOMAIN}}:{PORT}"
-
-
 def _headless_service(plan: Plan, name: str) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name, "labels": _labels(plan, name)},
+        "metadata": {"name": name, "labels": labels(plan, name)},
         "spec": {
             "clusterIP": "None",
-            "selector": _selector(name),
+            "selector": selector(name),
             "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
         },
     }
@@ -149,14 +152,14 @@ def _stateful_set(plan: Plan, group: ReplicaGroup, name: str, arguments: EngineA
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
-        "metadata": {"name": name, "labels": _labels(plan, name)},
+        "metadata": {"name": name, "labels": labels(plan, name)},
         "spec": {
             "serviceName": name,
             "replicas": group.replicas,
             "podManagementPolicy": "Parallel",
-            "selector": {"matchLabels": _selector(name)},
+            "selector": {"matchLabels": selector(name)},
             "template": {
-                "metadata": {"labels": _labels(plan, name)},
+                "metadata": {"labels": labels(plan, name)},
                 "spec": {
                     # A Service named like one of the engine's variables would otherwise become its environment.
                     "enableServiceLinks": False,
@@ -184,14 +187,18 @@ def _stateful_set(plan: Plan, group: ReplicaGroup, name: str, arguments: EngineA
 
 
 def _engine_container(plan: Plan, group: ReplicaGroup, arguments: EngineArguments) -> Manifest:
-    table = vllm_table()
+    engine = ENGINES[group.engine]
+    options, stated = engine.handover(group, SIDE_PORT, "$(POD_IP)")
     gpus = {_gpu_resource(plan, group): group.layout.gpus}
     host = {
         "cpu": ENGINE_CPUS_PER_DEVICE * group.layout.gpus,
-        "memory": f"{SHARED_MEMORY_GIB + ENGINE_GIB_PER_DEVICE * group.layout.gpus}Gi",
+        "memory": f"{SHARED_MEMORY_GIB + ENGINE_GIB_PER_DEVICE * group.layout.gpus + ceil(host_tier_gib(group))}Gi",
     }
     health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
     environment: list[Manifest] = [{"name": name, "value": value} for name, value in arguments.environment]
+    if stated:
+        environment.append({"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+        environment += [{"name": name, "value": value} for name, value in stated]
     environment += [
         {"name": "HF_HOME", "value": MODELS},
         {
@@ -201,9 +208,9 @@ def _engine_container(plan: Plan, group: ReplicaGroup, arguments: EngineArgument
     ]
     return {
         "name": "engine",
-        "image": table.images[plan.devices[group.device].vendor],
-        "command": [table.engine, "serve"],
-        "args": arguments.with_options(("port", PORT)).to_list(),
+        "image": engine.table.images[plan.devices[group.device].vendor],
+        "command": list(engine.table.command),
+        "args": arguments.with_options(("port", PORT), *options).to_list(),
         "env": environment,
         "ports": [{"name": "http", "containerPort": PORT}],
         "resources": {"requests": {**host, **gpus}, "limits": dict(gpus)},
@@ -233,10 +240,10 @@ def _disruption_budget(plan: Plan, name: str) -> Manifest:
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": {"name": name, "labels": _labels(plan, name)},
+        "metadata": {"name": name, "labels": labels(plan, name)},
         "spec": {
             "maxUnavailable": 1,
-            "selector": {"matchLabels": _selector(name)},
+            "selector": {"matchLabels": selector(name)},
             # A node with a replica that never became ready can still be drained.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
@@ -244,8 +251,8 @@ def _disruption_budget(plan: Plan, name: str) -> Manifest:
 
 
 def _router(plan: Plan, name: str, configuration: str) -> tuple[Manifest, ...]:
-    labels, selector = _labels(plan, name), _selector(name)
-    metadata = {"name": name, "labels": labels}
+    own_labels, own_selector = labels(plan, name), selector(name)
+    metadata = {"name": name, "labels": own_labels}
     probe = {"httpGet": {"path": "/healthz", "port": "http"}}
     container = {
         "name": "nginx",
@@ -280,10 +287,10 @@ def _router(plan: Plan, name: str, configuration: str) -> tuple[Manifest, ...]:
                 "replicas": 1,  # two routers would each count only their own requests
                 # Two for the moment of a change, rather than none while the old one ends its requests.
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-                "selector": {"matchLabels": selector},
+                "selector": {"matchLabels": own_selector},
                 "template": {
                     # Another configuration means another router: nginx reads it only when it starts.
-                    "metadata": {"labels": labels, "annotations": {"capstan-configuration": _digest(configuration)}},
+                    "metadata": {"labels": own_labels, "annotations": {"capstan-configuration": digest(configuration)}},
                     "spec": {
                         "enableServiceLinks": False,
                         "automountServiceAccountToken": False,
@@ -298,13 +305,9 @@ def _router(plan: Plan, name: str, configuration: str) -> tuple[Manifest, ...]:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": metadata,
-            "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+            "spec": {"selector": own_selector, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
         },
     )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _readme(
@@ -320,7 +323,7 @@ def _readme(
         "routes": routes,
         "notes": notes,
         "router": router,
-        "table": vllm_table(),
+        "tables": [ENGINES[engine].table for engine in dict.fromkeys(group.engine for group in plan.groups)],
         "device_label": DEVICE_LABEL,
         "devices": {group.device: safe_name(group.device) for group in plan.groups},
         "router_image": ROUTER_IMAGE,

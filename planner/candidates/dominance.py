@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ def drop_dominated(families: list[Family]) -> tuple[list[Family], list[Discarded
     """
     rivals: dict[tuple[str, ...], list[Family]] = defaultdict(list)
     for family in families:
-        rivals[family.model, family.pool.name, family.engine.name, family.layout.model_dump_json()].append(family)
+        rivals[_kind(family)].append(family)
     kept: list[Family] = []
     dropped: list[Discarded] = []
     for group in rivals.values():
@@ -55,6 +56,19 @@ def drop_dominated(families: list[Family]) -> tuple[list[Family], list[Discarded
     return kept, dropped
 
 
+def _kind(family: Family) -> tuple[str, ...]:
+    """What configurations that are compared have in common: devices, layout, engine, and what they do beside."""
+    does = replace(family.options, speculation=None, host_blocks=min(1, family.options.host_blocks))
+    return (
+        family.model,
+        family.pool.name,
+        family.engine.name,
+        family.layout.model_dump_json(),
+        *does.key_parts,
+        f"drafts-{family.options.draft_tokens}",
+    )
+
+
 def _dominates(one: Family, other: Family) -> bool:
     """Whether `one` is no worse than `other` in every respect."""
     mine, theirs = one.times, other.times
@@ -66,7 +80,10 @@ def _dominates(one: Family, other: Family) -> bool:
         "prefill_window_pair_s",
         "prefill_context_token_s",
         "request_s",
+        "host_token_s",
     )
+    if one.draft.token_s > other.draft.token_s or one.options.host_blocks < other.options.host_blocks:
+        return False
     if any(getattr(mine, name) > getattr(theirs, name) for name in slopes):
         return False
     if not (_decodes_no_slower(mine, theirs) and _chunks_no_slower(mine, theirs)):

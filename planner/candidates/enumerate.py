@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from planner.candidates.experts import redundancies
 from planner.candidates.family import Family
+from planner.candidates.host_tier import host_blocks, with_host_link
+from planner.candidates.layouts import rank_layouts
+from planner.candidates.options import NEUTRAL, NOTHING, Asked, Options, usual_options
+from planner.candidates.replica import tokens_per_sequence
+from planner.candidates.speculative import NO_DRAFT, draft_lengths, draft_of, speculation_of
 from planner.cost.memory import memory_budget, num_blocks
+from planner.cost.power_cap import cap_of
 from planner.cost.stages import split_stages
 from planner.cost.step import step_times
+from planner.cost.step_times import StepTimes
 from planner.facts import Facts
 from specs.architecture import Architecture
 from specs.compilable import obstacle_to_compiling
-from specs.deployment import ModelChoices, ModelSpec, PoolSpec
+from specs.deployment import AdaptersSpec, ModelChoices, ModelSpec, PoolSpec
 from specs.document import DType
+from specs.engine_rules import capable
 from specs.errors import InputError
-from specs.plan import Configuration, Discarded, Layout, Limits
+from specs.plan import Configuration, Discarded, Layout, Limits, Speculation
 
 # Sequence limits that are tried, the likeliest first, and token budgets where no TPOT limit suggests one. 2048 balances
 # a chunk's length against the steps that a prompt needs; powers of two are what engines capture graphs for.
 TOKEN_BUDGETS = (2048, 4096, 8192, 1024, 512)
-MOST_BUDGET = 16384
+MOST_BUDGET = 16384  # of a whole replica
 SEQUENCE_LIMITS = (256, 128, 512, 64, 32)
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
 PIPELINE_PARALLEL = (1, 2, 4)
@@ -57,10 +66,11 @@ def families(
     pools: tuple[PoolSpec, ...],
     facts: Facts,
     max_model_len: int,
+    asked: Asked = NOTHING,
 ) -> tuple[list[Family], list[Discarded]]:
     """All configurations of one model that can boot, and those that cannot, each with its reason.
 
-    Raises `InputError` where pinned limits contradict each other.
+    `asked`: which options the traffic gives a meaning. Raises `InputError` where pinned limits contradict each other.
     """
     _check_pins(name, choices)
     bootable: list[_Bootable] = []
@@ -69,14 +79,26 @@ def families(
     for pool in pools:
         if choices.pool is not None and pool.name not in choices.pool:
             continue
-        for configuration, layout in _layouts(name, model, choices, engines, pool, architecture):
-            obstacle = _obstacle(configuration, layout, pool, architecture, facts, max_model_len, choices)
+        measured = name in facts.expert_loads
+        for configuration, layout in _layouts(name, model, choices, engines, pool, architecture, measured):
+            obstacle = _obstacle(
+                configuration, layout, pool, architecture, facts, max_model_len, choices, model.adapters
+            )
             if obstacle is None:
                 bootable.append(_Bootable(pool, configuration, layout))
             else:
                 dropped.append(obstacle)
-    remaining, needless = _prune_pipelines(bootable, facts, choices)
-    return [_family(item, architecture, facts, choices, max_model_len) for item in remaining], [*dropped, *needless]
+    remaining, needless = _prune_wide(bootable, facts, choices)
+    found: list[Family] = []
+    for item in remaining:
+        plain = _family(item, architecture, facts, choices, max_model_len, model.adapters)
+        if model.adapters is not None and plain.cache(_least_limits(choices, max_model_len)) is None:
+            detail = "the KV cache that adapters leave does not hold the longest request"
+            dropped.append(Discarded(configuration=item.configuration, reason="memory", detail=detail))
+            continue
+        options = usual_options(plain.engine.name, asked, choices)
+        found += [*_with_options(plain, options, facts), *_with_drafts(plain, options, model, facts, choices)]
+    return found, [*dropped, *needless]
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,12 @@ class _Bootable:
 
 
 def _family(
-    item: _Bootable, architecture: Architecture, facts: Facts, choices: ModelChoices, max_model_len: int
+    item: _Bootable,
+    architecture: Architecture,
+    facts: Facts,
+    choices: ModelChoices,
+    max_model_len: int,
+    adapters: AdaptersSpec | None,
 ) -> Family:
     configuration, device = item.configuration, facts.device_of(item.pool)
     profile, engine = facts.profiles[item.pool.device], facts.engines[configuration.engine]
@@ -99,10 +126,14 @@ def _family(
         configuration.engine,
         f"tp{configuration.tensor_parallel}",
         f"pp{configuration.pipeline_parallel}",
+        *([f"dp{item.layout.attention_data_parallel}"] if item.layout.attention_data_parallel > 1 else []),
+        *([f"ep{item.layout.expert_parallel}"] if item.layout.expert_parallel > 1 else []),
+        *([f"redundant-{item.layout.redundant_experts}"] if item.layout.redundant_experts else []),
         f"weights-{configuration.weights_dtype.value}",
         f"kv-{configuration.kv_dtype.value}",
     )
-    return Family(
+    loads = facts.expert_loads.get(configuration.model)
+    plain = Family(
         key="/".join(key),
         model=configuration.model,
         pool=item.pool,
@@ -114,23 +145,70 @@ def _family(
         weights_dtype=configuration.weights_dtype,
         kv_dtype=configuration.kv_dtype,
         max_model_len=max_model_len,
-        times=step_times(
-            architecture,
-            item.layout,
-            configuration.weights_dtype,
-            configuration.kv_dtype,
-            device,
-            profile,
-            engine,
-            *widest_limits(choices),
-        ).scaled(facts.margins[configuration.engine]),
+        table=lambda: family_times(plain, choices, facts.margins[engine.name]),
+        adapters=adapters,
+        experts=None if loads is None else loads.placement(item.layout, item.pool.gpus_per_node),
     )
+    return plain
 
 
-def widest_limits(choices: ModelChoices) -> tuple[int, int]:
-    """The most sequences and the largest token budget that are tried: what step times are worked out for."""
-    sequences = sequence_limits(choices)
-    return max(sequences), max(*sequences, *(choices.max_num_batched_tokens or (MOST_BUDGET,)))
+def _with_options(plain: Family, options: Options, facts: Facts) -> list[Family]:
+    """The family under the options that its traffic gives a meaning, without and with a host tier."""
+    usual = plain if options == NEUTRAL else plain.with_options(options)
+    blocks = host_blocks(plain, facts.hardware) if options.prefix_caching else 0
+    if not blocks:
+        return [usual]
+    margin = facts.margins[plain.engine.name]
+    tiered = replace(usual, table=lambda: with_host_link(usual, margin))
+    return [usual, tiered.with_options(replace(options, host_blocks=blocks))]
+
+
+def _with_drafts(
+    plain: Family, options: Options, model: ModelSpec, facts: Facts, choices: ModelChoices
+) -> list[Family]:
+    """The family with speculation, for each number of drafts; not across stages, where engines do not speculate."""
+    spec, margin = model.speculative, facts.margins[plain.engine.name]
+    if spec is None or plain.layout.pipeline_parallel > 1 or not capable(plain.engine.name, "speculation"):
+        return []
+    found = []
+    draft = draft_of(spec, plain, facts.drafts.get(plain.model)) if draft_lengths(spec) else NO_DRAFT
+    for drafts in draft_lengths(spec):
+        family = replace(plain, draft=draft).with_options(
+            replace(options, speculation=speculation_of(spec, drafts, draft))
+        )
+        found.append(with_table(family, choices, margin))
+    bootable = _least_limits(choices, plain.max_model_len)
+    return [family for family in found if family.cache(bootable) is not None]
+
+
+def with_table(family: Family, choices: ModelChoices, margin: float) -> Family:
+    """The family with step times of its own."""
+    return replace(family, table=lambda: family_times(family, choices, margin))
+
+
+def family_times(family: Family, choices: ModelChoices, margin: float) -> StepTimes:
+    """Step times of the widest limits that are tried, `margin` times as long as predicted."""
+    return step_times(
+        family.architecture,
+        family.layout,
+        family.weights_dtype,
+        family.kv_dtype,
+        family.device,
+        family.profile,
+        family.engine,
+        *widest_limits(choices, family.layout, family.options.speculation),
+        expert_skew=None if family.experts is None else family.experts.skew,
+        cap=cap_of(family.pool, family.device),
+        adapters=family.adapters,
+    ).scaled(margin)
+
+
+def widest_limits(choices: ModelChoices, layout: Layout, speculation: Speculation | None = None) -> tuple[int, int]:
+    """The most rows sampled and tokens computed in one step of a replica, under the limits that are tried."""
+    ranks, sequences = layout.attention_data_parallel, sequence_limits(choices)
+    rows = ranks * max(sequences) * tokens_per_sequence(speculation)
+    pinned = choices.max_num_batched_tokens
+    return rows, max(rows, MOST_BUDGET if pinned is None else ranks * max(pinned))
 
 
 def sequence_limits(choices: ModelChoices) -> tuple[int, ...]:
@@ -167,7 +245,9 @@ def _layouts(
     engines: tuple[str, ...],
     pool: PoolSpec,
     architecture: Architecture,
+    measured: bool,
 ) -> Iterator[tuple[Configuration, Layout]]:
+    """Of every engine; with copies of experts where their loads are `measured`."""
     layers = len(architecture.layers)
     stages_of: dict[int, tuple[int, ...]] = {}
     for engine in engines:
@@ -177,21 +257,35 @@ def _layouts(
                     stages_of[pipeline] = (
                         split_stages(architecture, pipeline) if pipeline <= layers else (1,) * pipeline
                     )
-                for weights in model.weights or (architecture.native_weights_dtype,):
-                    for kv_cache in model.kv_cache or (DType.BF16,):
-                        yield (
-                            Configuration(
-                                model=name,
-                                pool=pool.name,
-                                device=pool.device,
-                                engine=engine,
-                                tensor_parallel=tensor,
-                                pipeline_parallel=pipeline,
-                                weights_dtype=weights,
-                                kv_dtype=kv_cache,
-                            ),
-                            Layout(tensor_parallel=tensor, pipeline_stages=stages_of[pipeline]),
+                for groups, experts in rank_layouts(architecture, choices, engine, pool, tensor, pipeline):
+                    for copies in redundancies(architecture, experts) if measured else (0,):
+                        layout = Layout(
+                            tensor_parallel=tensor,
+                            pipeline_stages=stages_of[pipeline],
+                            attention_data_parallel=groups,
+                            expert_parallel=experts,
+                            redundant_experts=copies,
                         )
+                        for weights in model.weights or (architecture.native_weights_dtype,):
+                            for kv_cache in model.kv_cache or (DType.BF16,):
+                                yield _configuration(name, pool, engine, layout, weights, kv_cache), layout
+
+
+def _configuration(
+    name: str, pool: PoolSpec, engine: str, layout: Layout, weights: DType, kv_cache: DType
+) -> Configuration:
+    return Configuration(
+        model=name,
+        pool=pool.name,
+        device=pool.device,
+        engine=engine,
+        tensor_parallel=layout.tensor_parallel,
+        pipeline_parallel=layout.pipeline_parallel,
+        weights_dtype=weights,
+        kv_dtype=kv_cache,
+        attention_data_parallel=layout.attention_data_parallel,
+        expert_parallel=layout.expert_parallel,
+    )
 
 
 def _obstacle(
@@ -202,6 +296,7 @@ def _obstacle(
     facts: Facts,
     max_model_len: int,
     choices: ModelChoices,
+    adapters: AdaptersSpec | None,
 ) -> Discarded | None:
     """The first law that this configuration breaks, or None."""
     device, engine = facts.device_of(pool), facts.engines[configuration.engine]
@@ -211,7 +306,12 @@ def _obstacle(
 
     if layout.pipeline_parallel > len(architecture.layers):
         return because("layers", f"{layout.pipeline_parallel} stages for {len(architecture.layers)} layers")
-    heads = architecture.tensor_parallel_obstacle(layout.tensor_parallel, layout.expert_parallel)
+    ranks = layout.tensor_parallel * layout.attention_data_parallel
+    if ranks % layout.expert_parallel:
+        return because("experts", f"experts cannot be spread over {layout.expert_parallel} of {ranks} ranks")
+    heads = architecture.tensor_parallel_obstacle(
+        layout.tensor_parallel, layout.expert_parallel, layout.attention_data_parallel
+    )
     if heads is not None:
         return because("heads", heads)
     if layout.tensor_parallel > pool.gpus_per_node:
@@ -236,6 +336,8 @@ def _obstacle(
         return because("dtype", f"{device.name} has no kernels for {configuration.weights_dtype} weights")
     if configuration.kv_dtype not in device.kv_dtypes:
         return because("dtype", f"{device.name} has no kernels for a {configuration.kv_dtype} KV cache")
+    if adapters is not None and not capable(configuration.engine, "adapters"):
+        return because("engine", f"{configuration.engine} serves no adapters")
     if configuration.engine == "capstan":
         uncompilable = obstacle_to_compiling(architecture, layout, configuration.weights_dtype, configuration.kv_dtype)
         if uncompilable is not None:
@@ -257,16 +359,14 @@ def _obstacle(
     return None
 
 
-def _prune_pipelines(
+def _prune_wide(
     bootable: list[_Bootable], facts: Facts, choices: ModelChoices
 ) -> tuple[list[_Bootable], list[Discarded]]:
-    """Pipeline stages are tried only where they are pinned, or where the same devices cannot do it without.
+    """Pipeline stages, and ranks in several nodes, are tried only where they are pinned or nothing else does it.
 
     Over a fast link, tensor parallelism over the same devices reads the same bytes with a lower latency; where it fits,
     stages only add latency. Over PCIe, where all-reduces are slow, stages stay in the race.
     """
-    if choices.pipeline_parallel is not None:
-        return bootable, []
 
     def types(item: _Bootable) -> tuple[object, ...]:
         chosen = item.configuration
@@ -274,20 +374,25 @@ def _prune_pipelines(
 
     flat = [item for item in bootable if item.layout.pipeline_parallel == 1]
     same_devices = {(*types(item), item.layout.gpus) for item in flat}
-    one_node = {types(item) for item in flat}
+    one_node = {types(item) for item in flat if item.layout.gpus <= item.pool.gpus_per_node}
     remaining: list[_Bootable] = []
     dropped: list[Discarded] = []
     for item in bootable:
+        layout = item.layout
+        piped, wide = layout.pipeline_parallel > 1, layout.gpus > item.pool.gpus_per_node
+        pinned = choices.pipeline_parallel if piped else choices.attention_data_parallel
         fast = facts.devices[item.pool.device].link in ("nvlink", "xgmi")
-        needless = fast and (*types(item), item.layout.gpus) in same_devices
-        across = item.layout.gpus > item.pool.gpus_per_node and types(item) in one_node
-        if item.layout.pipeline_parallel == 1 or not (needless or across):
+        needless = piped and fast and (*types(item), layout.gpus) in same_devices
+        across = wide and types(item) in one_node
+        if pinned is not None or not (needless or across):
             remaining.append(item)
             continue
         detail = (
             "tensor parallelism over the same devices fits and has the lower latency"
             if needless
-            else "a replica inside one node fits; stages across nodes would only add latency"
+            else f"a replica inside one node fits; {'stages' if piped else 'ranks'} across nodes would only add latency"
         )
-        dropped.append(Discarded(configuration=item.configuration, reason="pipeline", detail=detail))
+        dropped.append(
+            Discarded(configuration=item.configuration, reason="pipeline" if piped else "node", detail=detail)
+        )
     return remaining, dropped

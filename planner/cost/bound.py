@@ -85,6 +85,34 @@ def optimistic_work_s(
     return float(seconds.sum()) / times.lanes
 
 
+@dataclass(frozen=True, slots=True)
+class WorkSums:
+    """What `optimistic_work_s` adds up over requests, where no window, cache or draft enters: worked out once."""
+
+    requests: int
+    prompt_tokens: float
+    decodes: float  # output tokens after the first
+    context: float  # (token, key) pairs that decodes read
+    pairs: float  # (query, key) pairs of the prompts
+
+    @classmethod
+    def of(cls, prompt_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64]) -> WorkSums:
+        prompts, decodes = prompt_tokens.astype(np.float64), output_tokens.astype(np.float64) - 1
+        context = float((decodes * prompts + decodes * (decodes + 1) / 2).sum())
+        return cls(len(prompts), float(prompts.sum()), float(decodes.sum()), context, float(_pairs(prompts).sum()))
+
+    def seconds(self, times: StepTimes) -> float:
+        """`optimistic_work_s` of the requests; for a model without windowed layers."""
+        per_token, per_row = _least_per_unit(times)
+        seconds = per_token * (self.prompt_tokens + self.decodes)
+        seconds += (per_row + times.sequence_s) * (self.requests + self.decodes)
+        seconds += _least_decode_s(times) * self.decodes + _least_chunk_s(times) * self.requests
+        seconds += times.decode_launch_s * self.decodes / max(1, len(times.sampled_s) - 1)
+        seconds += times.decode_context_token_s * self.context
+        seconds += times.prefill_launch_s * self.requests + times.prefill_pair_s * self.pairs
+        return seconds / times.lanes
+
+
 def _pairs(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
     """(query, key) pairs of whole prompts."""
     pairs: NDArray[np.float64] = tokens * (tokens + 1) / 2

@@ -14,7 +14,7 @@ from planner.cost.roofline import ACTIVATION_BYTES
 from specs.architecture.layer import Layer
 from specs.architecture.model import Architecture
 from specs.architecture.operators import Experts, Linear
-from specs.architecture.sharding import weight_bytes_per_rank
+from specs.architecture.sharding import expert_slot_bytes, weight_bytes_per_rank
 from specs.document import DType
 from specs.plan import Layout, Limits, MemoryBudget
 from specs.profile import DeviceFacts, EngineProfile
@@ -122,7 +122,8 @@ def _stages(
                     first,
                     last,
                     layout.attention_data_parallel,
-                ),
+                )
+                + _redundant_bytes(architecture, layout, weights_dtype, layers),
                 activation_bytes=_activation_bytes(architecture, layers, ranks, limits, last),
                 graph_bytes=engine.graph_bytes_per_layer * count,
                 kept_bytes=kept,
@@ -130,6 +131,15 @@ def _stages(
             )
         )
     return found
+
+
+def _redundant_bytes(architecture: Architecture, layout: Layout, weights_dtype: DType, layers: range) -> int:
+    """Copies of experts on one rank, in all layers of a stage."""
+    if not layout.redundant_experts:
+        return 0
+    expert_tensor = layout.tensor_parallel * layout.attention_data_parallel // layout.expert_parallel
+    slots = layout.redundant_experts / layout.expert_parallel
+    return round(slots * expert_slot_bytes(architecture, weights_dtype, expert_tensor, layers))
 
 
 def _activation_bytes(architecture: Architecture, layers: range, ranks: int, limits: Limits, last: bool) -> int:

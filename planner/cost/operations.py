@@ -158,9 +158,13 @@ def operations(
     device: DeviceFacts,
     profile: DeviceProfile,
     latency: OperatorLatency,
+    expert_skew: float | None = None,
 ) -> tuple[Operation, ...]:
-    """Everything that a step runs on the way through all stages, in order of first appearance."""
-    rank = _Rank(architecture, layout, weights_dtype, kv_dtype, device, profile, latency)
+    """Everything that a step runs on the way through all stages, in order of first appearance.
+
+    `expert_skew`: load of the fullest rank's experts over the mean; None: what the device's tables assume of a router.
+    """
+    rank = _Rank(architecture, layout, weights_dtype, kv_dtype, device, profile, latency, expert_skew)
     found = [*rank.embedding()]
     for layer, count in architecture.distinct_layers:
         found += rank.layer(layer, count)
@@ -178,6 +182,7 @@ class _Rank:
     device: DeviceFacts
     profile: DeviceProfile
     latency: OperatorLatency
+    expert_skew: float | None = None
 
     @property
     def plain(self) -> DType:
@@ -401,7 +406,8 @@ class _Rank:
             )
             moved = touched * expert_elements * weight_bytes_per_element(dtype)
             moved = moved + rows * (2.0 * operator.hidden_size + matrices * width) * ACTIVATION_BYTES
-            seconds = np.where(tokens > 0, self.latency.experts(np.maximum(tokens, 1.0), kernel), 0.0)
+            fullest = np.maximum(tokens * self.skew_beside_tables(expert_ranks), 1.0)
+            seconds = np.where(tokens > 0, self.latency.experts(fullest, kernel), 0.0)
             return Cost(2.0 * rows * expert_elements, moved, seconds)
 
         if self.layout.attention_data_parallel == 1:
@@ -412,6 +418,12 @@ class _Rank:
         yield Operation("experts", "experts", dtype, "experts", count, cost)
         yield self.exchange("combine", operator.hidden_size, exchange, count)
 
+    def skew_beside_tables(self, expert_ranks: int) -> float:
+        """Tokens of the fullest rank as a multiple of those that the tables' router sends there."""
+        if self.expert_skew is None or expert_ranks == 1:
+            return 1.0
+        return self.expert_skew / self.latency.router_skew(expert_ranks)
+
     def exchange(self, name: str, hidden_size: int, copies: int, count: int) -> Operation:
         """Tokens of the attention replicas to the experts' ranks (dispatch) or back (combine).
 
@@ -419,7 +431,7 @@ class _Rank:
         are wanted), sent to just those, as the router spreads them, if that is faster.
         """
         world, latency, device = self.expert_world, self.latency, self.device
-        skew = latency.router_skew(world)
+        skew = latency.router_skew(world) if self.expert_skew is None else self.expert_skew
         phase: Phase = "dispatch" if name == "dispatch" else "combine"
 
         def cost(shape: StepShape) -> Cost:

@@ -23,13 +23,19 @@ _MOST_KNOTS = 1024
 
 @dataclass(frozen=True)
 class Served:
-    """What one replica did: `prompt_tokens` and `output_tokens` by request, in `steps` steps."""
+    """What one replica did: `prompt_tokens` and `output_tokens` by request, in `steps` steps.
+
+    `prompt_tokens` are those computed here, 0 of a request whose prompt came computed; `context_tokens` those that its
+    decodes read (None: the same).
+    """
 
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     steps: float
     busy_s: float  # inside `horizon_s`
     horizon_s: float
+    context_tokens: NDArray[np.int64] | None = None
+    decoded_per_token: float = 1.0  # tokens that decodes compute by output token: more than one under speculation
 
 
 def serving_power_w(
@@ -47,16 +53,35 @@ def serving_power_w(
     """
     if not len(served.prompt_tokens) or served.steps <= 0:
         return mean_power_w(0.0, 0.0, served.horizon_s, device)
+    total = served_joules(operations, stages, window, served, device, power)
+    busy = float(bounded_joules(total, served.busy_s, device, power, power_cap_w))
+    return mean_power_w(busy, min(served.busy_s, served.horizon_s), served.horizon_s, device)
+
+
+def served_joules(
+    operations: tuple[Operation, ...],
+    stages: int,
+    window: int | None,
+    served: Served,
+    device: DeviceFacts,
+    power: PowerProfile,
+) -> float:
+    """Dynamic joules of one device: those of the arithmetic and the memory traffic, whatever time they take.
+
+    The fewer `steps` there are, the fewer joules: what a step reads once, more tokens share.
+    """
     prompts, outputs = served.prompt_tokens.astype(np.float64), served.output_tokens.astype(np.float64)
     decodes = outputs - 1.0
     one = np.ones(1)
+    contexts = prompts if served.context_tokens is None else served.context_tokens.astype(np.float64)
+    prompts = prompts[prompts > 0]
     mean = StepShape.of(
-        decodes=decodes.sum() / served.steps,
+        decodes=decodes.sum() * served.decoded_per_token / served.steps,
         keys=1.0,
         chunks=len(prompts) / served.steps,
-        new=prompts.mean(),
+        new=prompts.mean() if len(prompts) else 0.0,
     )
-    keys = prompts + outputs / 2.0
+    keys = contexts + outputs / 2.0
     prompt_knots, key_knots = _knots(prompts), _knots(keys)
     own_prompt = StepShape.of(chunks=one, new=prompt_knots)
     own_decodes = StepShape.of(decodes=one, keys=key_knots, window=window)
@@ -64,13 +89,14 @@ def serving_power_w(
     for operation in operations:
         if operation.kind == "attention":
             of_prompts, of_decodes = (_joules(operation, own, device, power) for own in (own_prompt, own_decodes))
-            joules = np.interp(prompts, prompt_knots, np.broadcast_to(of_prompts, prompt_knots.shape)).sum()
+            joules = 0.0
+            if len(prompts):
+                joules = np.interp(prompts, prompt_knots, np.broadcast_to(of_prompts, prompt_knots.shape)).sum()
             joules += (np.interp(keys, key_knots, np.broadcast_to(of_decodes, key_knots.shape)) * decodes).sum()
         else:
             joules = _joules(operation, mean, device, power).sum() * served.steps
         total += float(joules) * operation.count / stages
-    busy = float(bounded_joules(total, served.busy_s, device, power, power_cap_w))
-    return mean_power_w(busy, min(served.busy_s, served.horizon_s), served.horizon_s, device)
+    return total
 
 
 def _knots(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -82,7 +108,11 @@ def _knots(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _joules(operation: Operation, shape: StepShape, device: DeviceFacts, power: PowerProfile) -> NDArray[np.float64]:
-    cost: Cost = operation.measure(shape)
+    return operation_joules(operation, operation.measure(shape), device, power)
+
+
+def operation_joules(operation: Operation, cost: Cost, device: DeviceFacts, power: PowerProfile) -> NDArray[np.float64]:
+    """Dynamic joules of an operation that takes `cost`, by step."""
     if operation.kind == "collective":  # its bytes go over links, whose power is not known
         return np.zeros_like(cost.bytes)
     dtype = compute_dtype(operation.dtype, device)

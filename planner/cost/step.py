@@ -13,13 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.adapters import adapter_operations
 from planner.cost.engine_kernels import engine_s
 from planner.cost.latency import OperatorLatency, latency_of, seen_pairs
 from planner.cost.operations import Operation, StepShape, beyond_launch_s, measure, operations, padded, step_kernels
 from planner.cost.pieces import ChunkTable, DecodeTable
+from planner.cost.power_cap import PowerCap, under_cap
 from planner.cost.roofline import Floats
 from planner.cost.step_times import StepTimes
 from specs.architecture.model import Architecture
+from specs.deployment import AdaptersSpec
 from specs.document import DType
 from specs.errors import InputError
 from specs.plan import Layout
@@ -83,14 +86,23 @@ def step_times(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     latency: OperatorLatency | None = None,
+    expert_skew: float | None = None,
+    cap: PowerCap | None = None,
+    adapters: AdaptersSpec | None = None,
 ) -> StepTimes:
     """Seconds of every part of a step, for 0..`max_num_batched_tokens` tokens and 0..`max_num_seqs` sampled rows.
 
-    `latency` None: the best source there is for the device. Raises as `check_layout`.
+    `latency` None: the best source there is for the device. `expert_skew`: load of the fullest rank's experts over the
+    mean, where it is known. `cap`: of every device. `adapters`: served beside the
+    model. Raises as `check_layout`, and for a cap that stops all work.
     """
     check_layout(architecture, layout, weights_dtype, kv_dtype, device)
     source = latency_of(device, profile) if latency is None else latency
-    every = operations(architecture, layout, weights_dtype, kv_dtype, device, profile, source)
+    every = operations(architecture, layout, weights_dtype, kv_dtype, device, profile, source, expert_skew)
+    if adapters is not None:
+        every += adapter_operations(architecture, layout, adapters, source)
+    if cap is not None:
+        every = under_cap(every, device, cap)
     attention = tuple(operation for operation in every if operation.kind == "attention")
     longest = min(architecture.max_position_embeddings, _LONGEST_KEYS)
     full = tuple(operation for operation in attention if operation.window is None)

@@ -33,6 +33,7 @@ class Rules:
     serial_s: float  # of the frontend for a request; it does one thing after the other
     stream_s: float  # of the frontend for an output token
     wait_steps: int = 0  # that a prompt waits for company, unless the token budget is full or nothing decodes
+    whole: bool = False  # a prompt is not cut where other prompts leave too little of the budget
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def run_closed_loop(
             need = prompts[request] + rules.reserve * outputs[request]
             running_any = decodes or under_way or completed
             if running_any and reserved + need > capacity:
+                break
+            if rules.whole and chunks and budget < length[request]:
                 break
             if running_any and rules.reserve < 1.0 and context + sum(n for n, _ in chunks) + length[request] > capacity:
                 break

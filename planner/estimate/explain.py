@@ -44,7 +44,7 @@ def explain_point(point: Point, deployment: Deployment, engine: EngineProfile) -
     What waits is the rest of each: a request for the steps before its own, a further token for the prompts that share
     its steps. Raises `InputError` where the point cannot be predicted.
     """
-    protocol = protocol_of(point.isl, point.osl, point.concurrency, engine.name, is_mixture(deployment.architecture))
+    protocol = protocol_of(point.isl, point.osl, engine.name, is_mixture(deployment.architecture))
     latency = simulate_point(point, deployment, engine, protocol)
     prompt = point.isl * (protocol.prompt_low + protocol.prompt_high) / 2
     output = point.osl * (protocol.output_low + protocol.output_high) / 2

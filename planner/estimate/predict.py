@@ -51,9 +51,7 @@ def predict_point(point: Point) -> Prediction:
     try:
         deployment = deployment_of(point)
         engine = load_engine(deployment.engine).at(deployment.engine_version)
-        protocol = protocol_of(
-            point.isl, point.osl, point.concurrency, engine.name, is_mixture(deployment.architecture)
-        )
+        protocol = protocol_of(point.isl, point.osl, engine.name, is_mixture(deployment.architecture))
         latency = simulate_point(point, deployment, engine, protocol)
     except InputError as error:
         return _unpredicted(str(error))

@@ -1,36 +1,48 @@
-"""The clients behind published closed-loop measurements: which lengths they draw, how many requests, what they average.
+"""The clients behind published closed-loop measurements, and what their servers were told: lengths, requests, budgets.
 
 `INFERENCEX`: prompt and output uniform in 0.8 to 1 times the target, 10 requests per client, the first of each sent at
-once; means over all (its scripts say so). The client of other sweeps is not published; `SWEEP` is inferred from their
-times: lengths around the target, 8 requests per client. Exactly equal lengths would keep requests in step for ever,
-which measured times contradict; only SGLang's with few clients show it (`IN_STEP`), and mixtures of experts come near
-(`NEARLY_EQUAL`): their prompts run as if several clients always sent together.
+once; means over all (its scripts say so). The clients of other sweeps are not published; they are inferred from their
+times:
+
+- vLLM (`EQUAL`): first tokens come as late with 128 tokens of output as with 1,024, so that nobody queues at random:
+  outputs are equal, clients stay in step, and a step holds one prompt beside a token of every client.
+- TensorRT-LLM, mixtures of experts (`ALMOST_EQUAL`): as many decodes share their steps with prompts as when clients
+  that differ by half a per cent send some three thousand tokens together.
+- `SWEEP` for the others: lengths around the target, outputs nearer to it for mixtures (`NEARLY_EQUAL`).
+
+Published TensorRT-LLM runs do not cut prompts (chunked context is off unless asked for); SGLang's fill a prefill batch
+up to its default of 16,384 tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.estimate.closed_loop import Observed
 
-_SIMULATED_WAVES = 4  # requests per client that are simulated; those after the first wave stand for the rest
-
 
 @dataclass(frozen=True)
 class Protocol:
-    """Lengths are uniform between `low` and `high` times the target."""
+    """Lengths are uniform between `low` and `high` times the target.
+
+    `least_tokens`: what a step may hold at least, more where one prompt and a token of every client are more; None
+    leaves the budget to the engine's profile. `whole_prompts`: none is cut to fill a step.
+    """
 
     prompt_low: float
     prompt_high: float
     output_low: float
     output_high: float
     waves: int = 10  # requests per client
+    simulated: int = 4  # of them; those after the first stand for the rest
+    least_tokens: int | None = None
+    whole_prompts: bool = False
 
     def lengths(self, isl: int, osl: int, concurrency: int, seed: int = 0) -> tuple[list[int], list[int]]:
         """Prompt and output tokens of the requests to simulate; same seed, same lengths."""
-        count = concurrency * (_SIMULATED_WAVES if concurrency > 4 else self.waves)
+        count = concurrency * (self.simulated if concurrency > 4 else self.waves)
         draw = np.random.default_rng(seed)
 
         def between(target: int, low: float, high: float) -> list[int]:
@@ -40,6 +52,10 @@ class Protocol:
             return drawn
 
         return between(isl, self.prompt_low, self.prompt_high), between(osl, self.output_low, self.output_high)
+
+    def step_tokens(self, isl: int, concurrency: int, default: int) -> int:
+        """Tokens that a step may hold; `default` is the engine's own budget."""
+        return default if self.least_tokens is None else max(self.least_tokens, isl + concurrency)
 
     def longest(self, isl: int, osl: int) -> int:
         """Tokens of the longest request."""
@@ -58,17 +74,25 @@ class Protocol:
 
 INFERENCEX = Protocol(0.8, 1.0, 0.8, 1.0)
 SWEEP = Protocol(0.8, 1.2, 0.85, 1.15, waves=8)
-IN_STEP = Protocol(1.0, 1.0, 1.0, 1.0)
+EQUAL = Protocol(0.95, 1.05, 1.0, 1.0, simulated=10, least_tokens=0)
+ALMOST_EQUAL = Protocol(1.0, 1.0, 0.995, 1.005, simulated=10, least_tokens=3072)
 NEARLY_EQUAL = Protocol(1.0, 1.0, 0.95, 1.05, waves=8)
 # Prompt and output targets of the InferenceX runs.
 INFERENCEX_LENGTHS = ((1024, 1024), (1024, 8192), (8192, 1024))
-_FEW_CLIENTS = 16
+_SGLANG_TOKENS = 16_384
 
 
-def protocol_of(isl: int, osl: int, concurrency: int, engine: str, mixture: bool = False) -> Protocol:
-    """The client that measures such a point of a model; `mixture`: of experts."""
-    if (isl, osl) in INFERENCEX_LENGTHS:
-        return INFERENCEX
+def protocol_of(isl: int, osl: int, engine: str, mixture: bool = False) -> Protocol:
+    """The client that measures such a point of a model, with the server's settings; `mixture`: of experts."""
+    client = INFERENCEX if (isl, osl) in INFERENCEX_LENGTHS else _sweep(engine, mixture)
+    if engine == "sglang":
+        return replace(client, least_tokens=_SGLANG_TOKENS)
+    return replace(client, whole_prompts=True) if engine == "trtllm" else client
+
+
+def _sweep(engine: str, mixture: bool) -> Protocol:
+    if engine == "vllm":
+        return EQUAL
     if mixture:
-        return NEARLY_EQUAL
-    return IN_STEP if engine == "sglang" and concurrency < _FEW_CLIENTS else SWEEP
+        return ALMOST_EQUAL if engine == "trtllm" else NEARLY_EQUAL
+    return SWEEP

@@ -118,7 +118,8 @@ def simulate_point(point: Point, deployment: Deployment, engine: EngineProfile, 
     Pipeline stages keep as many batches in flight as there are stages: each is simulated with its part of the clients.
     """
     clients = -(-point.concurrency // deployment.pipeline_parallel)
-    seats, budget = clients, engine.default_max_num_batched_tokens
+    seats = clients
+    budget = protocol.step_tokens(point.isl, point.concurrency, engine.default_max_num_batched_tokens)
     longest = protocol.longest(point.isl, point.osl)
     limits = Limits(
         max_num_seqs=seats,
@@ -137,6 +138,7 @@ def simulate_point(point: Point, deployment: Deployment, engine: EngineProfile, 
         engine.request_serial_s,
         engine.stream_token_s,
         engine.batch_wait_steps,
+        protocol.whole_prompts,
     )
     prompts, outputs = protocol.lengths(point.isl, point.osl, clients)
     ttft, tpot = protocol.means(run_closed_loop(step, rules, clients, prompts, outputs), clients)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from planner.network.flows import Flow, flows
 from planner.network.laws import FULL
+from planner.network.ports import Cable, Ports
 from planner.network.reach import port_in_pool
 from specs.deployment import HardwareSpec
 from specs.deployment.cables import devices_of_node, node_name
@@ -18,7 +19,7 @@ from specs.errors import NoPlanError
 from specs.plan import CableLoad, DeviceSlot, Plan, ReplicaPlacement
 
 if TYPE_CHECKING:
-    from planner.network.topology import Cable, Network
+    from planner.network.topology import Network
 
 MOST_EXCHANGES = 20_000  # tried in one search
 EQUAL = 1e-9
@@ -33,10 +34,8 @@ def arranged(plan: Plan, hardware: HardwareSpec) -> Plan:
     found = flows(plan)
     if not found:
         return plan
-    from planner.network.topology import network_of  # brings networkx, which most plans have no need of
-
-    network = network_of(hardware, _ports(plan, hardware))
-    if network.declared:
+    network = _network(plan, hardware)
+    if not isinstance(network, Ports):
         renamed = _search(plan, hardware, network, found)
         plan = _with_nodes(plan, renamed)
         found = flows(plan)
@@ -55,6 +54,14 @@ def arranged(plan: Plan, hardware: HardwareSpec) -> Plan:
     )
 
 
+def _network(plan: Plan, hardware: HardwareSpec) -> Network | Ports:
+    if not hardware.network.graph:
+        return Ports(hardware, _ports(plan, hardware))
+    from planner.network.topology import declared_network  # brings networkx, which most plans have no need of
+
+    return declared_network(hardware)
+
+
 def _ports(plan: Plan, hardware: HardwareSpec) -> dict[str, float]:
     """Bytes per second of one device's port, by pool."""
     found = {}
@@ -64,7 +71,7 @@ def _ports(plan: Plan, hardware: HardwareSpec) -> dict[str, float]:
     return found
 
 
-def _loads(network: Network, found: tuple[Flow, ...]) -> dict[Cable, float]:
+def _loads(network: Network | Ports, found: tuple[Flow, ...]) -> dict[Cable, float]:
     """Bytes per second by cable and direction."""
     loads: dict[Cable, float] = defaultdict(float)
     for flow in found:
@@ -138,7 +145,7 @@ def _moved(pool: str, slot: DeviceSlot, place: dict[str, str]) -> DeviceSlot:
     return DeviceSlot(node=int(place[node_name(pool, slot.node)].rpartition("/")[2]), device=slot.device)
 
 
-def _too_narrow(network: Network, found: tuple[Flow, ...], cable: Cable, load: float) -> NoPlanError:
+def _too_narrow(network: Network | Ports, found: tuple[Flow, ...], cable: Cable, load: float) -> NoPlanError:
     inside = [flow for flow in found if cable in network.cables(flow.source, flow.target)]
     kinds = sorted({flow.what for flow in inside})
     name = f"{cable[0]} to {cable[1]}"

@@ -1,8 +1,6 @@
 """Nodes, switches and cables as a graph; the path that bytes take from one node to another.
 
-A node is called `POOL/INDEX`. Without a declared graph every node has one cable to its pool's switch, as wide as all
-ports of its devices; pools' switches are joined by cables that no traffic fills (a declared link between two pools
-bounds each device, as ports do). Bytes take the path of fewest cables, of these the widest, of these the first by name.
+A node is called `POOL/INDEX`. Bytes take the path of fewest cables, of these the widest, of these the first by name.
 """
 
 from __future__ import annotations
@@ -13,10 +11,9 @@ from itertools import pairwise
 
 import networkx as nx
 
+from planner.network.ports import Cable
 from specs.deployment import HardwareSpec
-from specs.deployment.cables import cables, devices_of_node, node_name
-
-Cable = tuple[str, str]
+from specs.deployment.cables import cables
 
 
 @dataclass
@@ -24,7 +21,6 @@ class Network:
     """`graph`: undirected; edges carry `bytes_per_s` (each direction) and `latency_s`."""
 
     graph: nx.Graph[str]
-    declared: bool  # whether the user stated it cable by cable
     _paths: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def path(self, source: str, target: str) -> tuple[str, ...]:
@@ -68,20 +64,6 @@ class Network:
         return {name: path for name, (_, path) in best.items()}
 
 
-def network_of(hardware: HardwareSpec, port_bytes_per_s: dict[str, float]) -> Network:
-    """The network of a spec. `port_bytes_per_s`: of one device, by pool; what a declared graph says comes before it."""
-    if hardware.network.graph:
-        return declared_network(hardware)
-    graph: nx.Graph[str] = nx.Graph()
-    for pool in hardware.pools:
-        for index in range(pool.nodes):
-            width = port_bytes_per_s[pool.name] * devices_of_node(pool, index)
-            graph.add_edge(node_name(pool.name, index), f"switch of {pool.name}", bytes_per_s=width, latency_s=0.0)
-    for left, right in pairwise(hardware.pools):
-        graph.add_edge(f"switch of {left.name}", f"switch of {right.name}", bytes_per_s=float("inf"), latency_s=0.0)
-    return Network(graph, declared=False)
-
-
 def declared_network(hardware: HardwareSpec) -> Network:
     """The declared graph. Cables between the same two ends add up; the longest latency of them counts."""
     graph: nx.Graph[str] = nx.Graph()
@@ -94,4 +76,4 @@ def declared_network(hardware: HardwareSpec) -> Network:
                 bytes_per_s=known["bytes_per_s"] + item.bandwidth_bytes_per_s,
                 latency_s=max(known["latency_s"], item.latency_s),
             )
-    return Network(graph, declared=True)
+    return Network(graph)

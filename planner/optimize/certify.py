@@ -6,13 +6,16 @@ import math
 from collections import Counter
 
 from planner.network.laws import cables_carry_the_plan
+from planner.optimize.handover_laws import handovers_fit
 from planner.optimize.laws import check as _check
+from planner.optimize.objective_laws import bound_is_a_bound, capacity_suffices, cost_adds_up, power_is_kept
 from specs.architecture import Architecture, load_architecture
 from specs.architecture.weights import Ranks
 from specs.errors import InputError
 from specs.plan import Check, Plan, ReplicaGroup
 
 WEIGHTS_TOLERANCE = 0.01
+KEEPS_UP = 0.95  # of a stated throughput: a window ends with some requests in flight
 
 
 def recheck(plan: Plan) -> tuple[Check, ...]:
@@ -24,10 +27,14 @@ def recheck(plan: Plan) -> tuple[Check, ...]:
         *_limits_are_consistent(plan),
         *_layouts_are_whole(plan),
         *_statements_hold(plan),
-        *_cost_adds_up(plan),
+        *cost_adds_up(plan),
+        *power_is_kept(plan),
+        *capacity_suffices(plan),
         *_objectives_are_met(plan),
+        *_fresh_seeds_agree(plan),
         *cables_carry_the_plan(plan),
-        *_bound_is_a_bound(plan),
+        *handovers_fit(plan),
+        *bound_is_a_bound(plan),
     )
 
 
@@ -36,7 +43,8 @@ def _routes_carry_every_class(plan: Plan) -> list[Check]:
     found = []
     for traffic in plan.spec["traffic"]:
         own = [route for route in plan.routes if route.request_class == traffic["name"]]
-        found.append(_check(f"the shares of {traffic['name']} add up", sum(route.share for route in own), "==", 1.0))
+        whole = 1.0 if plan.admitted.get(traffic["name"], 1.0) > 0 else 0.0  # nothing of it is let in
+        found.append(_check(f"the shares of {traffic['name']} add up", sum(route.share for route in own), "==", whole))
         strays = sum(1 for route in own if models.get(route.group) != traffic["model"])
         found.append(_check(f"{traffic['name']} goes to replicas of its own model only", strays, "==", 0))
     return found
@@ -103,6 +111,8 @@ def _memory_fits(plan: Plan) -> list[Check]:
             + budget.collective_bytes
             + budget.graph_bytes
             + budget.state_bytes
+            + budget.adapter_bytes
+            + budget.draft_bytes
             + budget.kv_bytes
         )
         found.append(_check(f"{group.id}: the parts of memory fit", parts, "<=", budget.available_bytes))
@@ -149,6 +159,8 @@ def _weights_by_stage(architecture: Architecture, group: ReplicaGroup) -> list[f
     for tensor in architecture.weights():
         per_element = architecture.weight_bytes_per_element(dtype) if tensor.quantised else max(2.0, dtype.bytes)
         size = tensor.rank_elements(cut) * per_element
+        if tensor.expert_axis:
+            size *= 1.0 + layout.redundant_experts / tensor.experts
         if tensor.stage == "layer":
             found[stage_of[tensor.layer or 0]] += size
         else:
@@ -251,31 +263,19 @@ def _statements_hold(plan: Plan) -> list[Check]:
     return found
 
 
-def _cost_adds_up(plan: Plan) -> list[Check]:
-    usd, gpus = 0.0, 0
-    for pool in plan.spec["hardware"]["pools"]:
-        used = sum(group.layout.gpus * group.replicas for group in plan.groups if group.pool == pool["name"])
-        if not used:
-            continue
-        nodes = plan.cost.nodes.get(pool["name"], 0)
-        paid = nodes * pool["gpus_per_node"] if pool["rent"] == "node" else used
-        gpus += paid
-        usd += paid * (pool["usd_per_gpu_hour"] or 0.0)
-    found = [_check("devices rented add up", plan.cost.gpus_rented, "==", gpus)]
-    if plan.cost.usd_per_hour is not None:
-        found.append(_check("the hourly cost adds up", plan.cost.usd_per_hour, "==", usd))
-    value = {"cost": usd, "gpus": float(gpus)}[plan.spec["objective"]["quantity"]]
-    found.append(_check("the certificate's value is that of the plan", plan.certificate.value, "==", value))
-    return found
-
-
 def _objectives_are_met(plan: Plan) -> list[Check]:
     found = []
     predictions = {prediction.request_class: prediction for prediction in plan.predictions.classes}
     for traffic in plan.spec["traffic"]:
         slo, prediction = traffic["slo"], predictions.get(traffic["name"])
+        if plan.admitted.get(traffic["name"], 1.0) <= 0:
+            continue
         found.append(_check(f"{traffic['name']}: is predicted", float(prediction is not None), "==", 1.0))
-        if slo is None or prediction is None:
+        if traffic["throughput"] is not None and prediction is not None:
+            reached, asked = prediction.tokens_per_s or 0.0, traffic["throughput"]["at_least_tokens_per_s"]
+            law = f"{traffic['name']}: throughput (simulated, to {1 - KEEPS_UP:.0%})"
+            found.append(_check(law, reached, ">=", KEEPS_UP * asked))
+        if slo is None or prediction is None or prediction.basis == "measured":
             continue
         for limit in slo["percentiles"]:
             table = {"ttft": prediction.ttft_s, "tpot": prediction.tpot_s, "e2e": prediction.e2e_s}[limit["metric"]]
@@ -299,5 +299,10 @@ def _objectives_are_met(plan: Plan) -> list[Check]:
     return found
 
 
-def _bound_is_a_bound(plan: Plan) -> list[Check]:
-    return [_check("the bound is not above the value", plan.certificate.bound, "<=", plan.certificate.value)]
+def _fresh_seeds_agree(plan: Plan) -> list[Check]:
+    """On traffic that planning did not see, no limit was refuted (`planner/optimize/fresh_seeds.py`)."""
+    fresh = plan.certificate.fresh
+    if fresh is None:
+        return []
+    refuted = sum(limit.verdict.startswith("broken") for limit in fresh.limits)
+    return [_check("limits refuted on fresh seeds", refuted, "==", 0)]

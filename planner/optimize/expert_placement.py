@@ -36,17 +36,17 @@ from planner.optimize.expert_placement_bound import (
     plain_bound,
     sharpen,
 )
-from planner.optimize.expert_placement_pairs import sharpen_pairs
+from planner.optimize.expert_placement_pairs import close_pairs
 from specs.errors import InputError, NoPlanError
 
 MOST_PARTINGS = 2_000  # of groups among nodes that are all looked at
 PARTINGS_TRIED = 3  # most even ones
 SWAPS = 400
-MOST_DONORS = 5
 MOST_DONORS = 5  # of one replica move
-POLISHED = 3  # moves that look best before swaps, and are judged after them
+TAIL = 0.985  # times the maximum load: level above which less is better
+POLISHED = 2  # moves that look best by either measure before swaps, and are judged after them
 WORTH_MOVING = 1.005  # times the bound: below it no replica moves
-MOST_WORK = 30_000_000  # rows x replicas x devices of all replica moves
+MOST_WORK = 20_000_000  # rows x replicas x devices of all replica moves
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,12 @@ def place_experts(instance: ExpertLoads) -> ExpertPlacement:
 
     bound = sharpen(bound, value, refuted)
     if instance.slots == 2 and not instance.by_node:
-        bound = sharpen_pairs(instance.loads, value, bound, replicas)
+        better, bound = close_pairs(instance.loads, value, bound, replicas)
+        rows = np.array(list(better), dtype=np.int64)
+        if len(rows):
+            counts = np.stack(list(better.values()))
+            experts[rows] = _move_replicas(instance.loads[rows], counts, devices, bound[rows], MOST_WORK // 4)
+            value[rows] = device_loads(instance.loads[rows], experts[rows]).max(axis=1)
     return ExpertPlacement(experts, value, bound)
 
 
@@ -157,20 +162,27 @@ def balance(loads: np.ndarray, replicas: int, devices: int, bound: np.ndarray) -
     """
     ways = few_counts(loads.shape[1], replicas) if replicas == 2 * devices else None
     counts = apportion(loads, replicas) if ways is None else ways[paired_loads(loads, ways).argmin(axis=0)]
-    experts, value = pack(loads, counts, devices)
-    work = MOST_WORK if replicas > devices and ways is None else 0
-    rows = np.flatnonzero(value > bound * WORTH_MOVING)
+    work = MOST_WORK if replicas > max(devices, loads.shape[1]) and ways is None else 0
+    return _move_replicas(loads, counts, devices, bound, work)
+
+
+def _move_replicas(loads: np.ndarray, counts: np.ndarray, devices: int, bound: np.ndarray, work: int) -> np.ndarray:
+    """[rows, devices, slots]: packed, then single replicas moved while that helps and work is left."""
+    experts, carried = pack(loads, counts, devices)
+    rows = np.flatnonzero(carried.max(axis=1) > bound * WORTH_MOVING)
     while work > 0 and len(rows):
-        work -= len(rows) * replicas * devices
-        improved, moved_counts, moved, reached = _better_counts(loads[rows], counts[rows], experts[rows], value[rows])
-        rows = rows[improved]
-        counts[rows], experts[rows], value[rows] = moved_counts, moved, reached
-        rows = rows[value[rows] > bound[rows] * WORTH_MOVING]
+        work -= len(rows) * int(counts[0].sum()) * devices
+        better, moved_counts, moved, moved_loads = _better_counts(
+            loads[rows], counts[rows], experts[rows], carried[rows]
+        )
+        rows = rows[better]
+        counts[rows], experts[rows], carried[rows] = moved_counts, moved, moved_loads
+        rows = rows[carried[rows].max(axis=1) > bound[rows] * WORTH_MOVING]
     return experts
 
 
 def pack(loads: np.ndarray, counts: np.ndarray, devices: int, *, polish: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Given numbers of replicas, ([rows, devices, slots] experts, [rows] maximum device load); `polish` swaps."""
+    """Given numbers of replicas, ([rows, devices, slots] experts, [rows, devices] loads); `polish` swaps."""
     rows, replicas = len(loads), int(counts[0].sum())
     slots = replicas // devices
     of = np.repeat(np.tile(np.arange(loads.shape[1]), rows), counts.ravel()).reshape(rows, replicas)
@@ -185,7 +197,7 @@ def pack(loads: np.ndarray, counts: np.ndarray, devices: int, *, polish: bool = 
     experts[at], packed[at] = of, size
     if slots > 2 and polish:
         _swap(experts, packed)
-    return experts.astype(np.int64), packed.sum(axis=2).max(axis=1)
+    return experts.astype(np.int64), packed.sum(axis=2)
 
 
 def _fold(replicas: int, devices: int) -> np.ndarray:
@@ -238,11 +250,13 @@ def _swap(experts: np.ndarray, packed: np.ndarray) -> None:
 
 
 def _better_counts(
-    loads: np.ndarray, counts: np.ndarray, experts: np.ndarray, value: np.ndarray
+    loads: np.ndarray, counts: np.ndarray, experts: np.ndarray, carried: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The best move of one replica from one expert to another that `_moves` offers, for each row.
 
-    ([rows] whether it improves, then counts, experts and values of the rows that improve).
+    A move is better where the maximum falls, or does not rise while less is left above a level a little below it: of
+    many devices that carry nearly the maximum, one move mends one. ([rows] whether it is better, then counts, experts
+    and device loads of the rows where it is).
     """
     takers, donors = _moves(loads, counts, experts)
     pairs = takers.shape[1] * donors.shape[1]
@@ -250,17 +264,34 @@ def _better_counts(
     taker, donor = np.repeat(takers, donors.shape[1], axis=1).ravel(), np.tile(donors, takers.shape[1]).ravel()
     at = np.arange(len(trial))
     possible = np.flatnonzero((trial[at, donor] > 1) & (taker != donor))
+    if not len(possible):
+        nothing = np.zeros(len(loads), dtype=bool)
+        return nothing, counts[nothing], experts[nothing], carried[nothing]
     trial[possible, taker[possible]] += 1
     trial[possible, donor[possible]] -= 1
-    reached = np.full(len(trial), np.inf)
-    _, reached[possible] = pack(loads[possible // pairs], trial[possible], experts.shape[1], polish=False)
-    ranked = np.argsort(reached.reshape(-1, pairs), axis=1, kind="stable")[:, :POLISHED]
-    chosen = (ranked + pairs * np.arange(len(loads))[:, None]).ravel()
-    found, reached = pack(np.repeat(loads, ranked.shape[1], axis=0), trial[chosen], experts.shape[1])
-    best = reached.reshape(len(loads), -1).argmin(axis=1) + ranked.shape[1] * np.arange(len(loads))
-    improved = reached[best] < value * (1 - 1e-9)
-    best = best[improved]
-    return improved, trial[chosen[best]], found[best], reached[best]
+    most = carried.max(axis=1)
+    _, packed = pack(loads[possible // pairs], trial[possible], experts.shape[1], polish=False)
+    ranked = []
+    for measure in (packed.max(axis=1), _tail(packed, most[possible // pairs])):
+        score = np.full(len(trial), np.inf)
+        score[possible] = measure
+        ranked.append(np.argsort(score.reshape(-1, pairs), axis=1, kind="stable")[:, :POLISHED])
+    chosen = (np.hstack(ranked) + pairs * np.arange(len(loads))[:, None]).ravel()
+    of = chosen // pairs
+    found, packed = pack(loads[of], trial[chosen], experts.shape[1])
+    reached, tail = packed.max(axis=1), _tail(packed, most[of])
+    score = np.where(reached < most[of] * (1 - 1e-9), reached / most[of] - 1, tail / (most[of] * experts.shape[1]))
+    score[reached > most[of] * (1 + 1e-12)] = np.inf
+    best = score.reshape(len(loads), -1).argmin(axis=1) + 2 * POLISHED * np.arange(len(loads))
+    better = (score[best] < 0) | (tail[best] < _tail(carried, most) * (1 - 1e-6))
+    better &= np.isfinite(score[best])
+    best = best[better]
+    return better, trial[chosen[best]], found[best], packed[best]
+
+
+def _tail(carried: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """[rows]: what devices carry above a level a little below a maximum, summed."""
+    return np.asarray((carried - TAIL * most[:, None]).clip(0).sum(axis=1))
 
 
 def _moves(loads: np.ndarray, counts: np.ndarray, experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

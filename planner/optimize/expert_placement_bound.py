@@ -26,6 +26,8 @@ GAPS = (
     0.4,
     0.8,
 )  # between value and bound, tried for proofs
+REFINEMENTS = 3  # bisections between the last limit that is refuted and the next one that is not
+WORTH_REFINING = 1.003  # times the bound
 QUANTILES = (0.0, 0.02, 0.06, 0.12, 0.25, 0.4, 0.55, 0.7)  # of the loads: where prices begin and end to rise
 WEIGHTS = (0.15, 0.3, 0.45, 0.6, 0.8)  # of prices beside the number of replicas
 REPLICAS_TRIED = 4
@@ -52,21 +54,35 @@ def plain_bound(loads: np.ndarray, replicas: int, devices: int) -> np.ndarray:
 
 
 def sharpen(bound: np.ndarray, value: np.ndarray, refuted: Refuted) -> np.ndarray:
-    """[rows]: bounds raised towards `value` by looking for the highest limit of a grid that can be refuted."""
+    """[rows]: bounds raised towards `value`: the highest limit of a grid that falls, then bisection above it."""
     best = bound.copy()
-    shares = 1 / (1 + np.array(GAPS))
-    low, high = np.zeros(len(bound), dtype=np.int64), np.full(len(bound), len(GAPS))  # GAPS[low:] may be refuted
+    shares = 1 / (1 + np.array((0.0, *GAPS)))
+    low, high = np.ones(len(bound), dtype=np.int64), np.full(len(bound), len(shares))  # shares[low:] may be refuted
     while True:
         rows = np.flatnonzero((low < high) & (value > best * CLOSE_ENOUGH))
         if not len(rows):
-            return best
+            break
         middle = (low[rows] + high[rows]) // 2
         limit = value[rows] * shares[middle]
-        fell = np.asarray(limit > best[rows])
-        fell[fell] = refuted(rows[fell], limit[fell])
+        fell = _fall(refuted, rows, limit, best)
         known = fell | (limit <= best[rows])
         best[rows[fell]] = limit[fell]
         high[rows[known]], low[rows[~known]] = middle[known], middle[~known] + 1
+    open_above = value * shares[np.minimum(low, len(shares)) - 1]  # the lowest limit that was not refuted
+    for _ in range(REFINEMENTS):
+        rows = np.flatnonzero(open_above > best * WORTH_REFINING)
+        limit = (open_above[rows] + best[rows]) / 2
+        fell = _fall(refuted, rows, limit, best)
+        best[rows[fell]], open_above[rows[~fell]] = limit[fell], limit[~fell]
+    return best
+
+
+def _fall(refuted: Refuted, rows: np.ndarray, limit: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """[rows] of bool: whether a limit above the best bound is refuted."""
+    fell = np.asarray(limit > best[rows])
+    if fell.any():
+        fell[fell] = refuted(rows[fell], limit[fell])
+    return fell
 
 
 def no_placement(loads: np.ndarray, limit: np.ndarray, replicas: int, devices: int) -> np.ndarray:
@@ -104,7 +120,7 @@ def few_counts(experts: int, replicas: int) -> np.ndarray | None:
     if math.comb(replicas - 1, experts - 1) > FEW_WAYS:
         return None
     cuts = list(itertools.combinations(range(1, replicas), experts - 1))
-    return np.diff(np.array(cuts).reshape(len(cuts), experts - 1), axis=1, prepend=0, append=replicas)
+    return np.diff(np.array(cuts, dtype=np.int64).reshape(len(cuts), experts - 1), axis=1, prepend=0, append=replicas)
 
 
 def paired_loads(loads: np.ndarray, ways: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A sharper lower bound where devices have two slots: prices from a linear programme over pairings.
+"""Two slots a device: a linear programme over pairings gives better numbers of replicas, and a sharper lower bound.
 
 For one layer and a limit, sizes relative to it
     x[e,r] >= 0   share of expert e's replicas chosen to be r
@@ -6,26 +6,29 @@ For one layer and a limit, sizes relative to it
     for every size v > 1/2: the replicas of at least v are no more than those of at most 1 - v, their only companions
     minimise sum over (e, r) of r x[e,r]: more than there are means that no placement keeps the limit
 
-Its dual prices of the second law are prices of replicas by size, such as `expert_placement_bound` uses: two replicas
-that fit on a device together cost no more than nothing. They are judged by themselves, for every layer and every limit,
-so the bound does not rest on the solver, and a few programmes serve many layers.
+Few shares come out broken, so that rounding them gives numbers of replicas that nearly keep the limit. The dual prices
+of the second law are prices of replicas by size, such as `expert_placement_bound` uses: two replicas that fit on a
+device together cost no more than nothing. They are judged by themselves, for every layer and every limit, so the bound
+does not rest on the solver, and a few programmes serve many layers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pulp
 
-from planner.optimize.expert_placement_bound import sharpen
+from planner.optimize.expert_placement_bound import paired_loads, sharpen
 from planner.optimize.solve import minimise
 
-MOST_PROGRAMMES = 4
-OPEN = 1.01  # times the bound: layers for which prices are sought
-AIMS = (0.004, 0.015)  # gaps to the value that are tried for a refutation
-THRESHOLDS = 40
-REPLICAS_OFFERED = 4
+MOST_PROGRAMMES = 14
+MOST_FOR_A_LAYER = 6
+OPEN = 1.01  # times the bound: layers that are looked at
+THRESHOLDS = 400
+REPLICAS_OFFERED = 3  # beyond twice the least number: very large experts need many
+FACTORS_OFFERED = (4, 6, 9, 13, 19, 28)  # of the least number: very small replicas are companions to large ones
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,45 @@ class PairPrices:
         return np.asarray(reached - companion)
 
 
-def sharpen_pairs(loads: np.ndarray, value: np.ndarray, bound: np.ndarray, replicas: int) -> np.ndarray:
-    """[rows]: bounds raised by the prices of at most MOST_PROGRAMMES programmes, the widest gaps first."""
-    tried: set[int] = set()
+def close_pairs(
+    loads: np.ndarray, value: np.ndarray, bound: np.ndarray, replicas: int
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """(numbers of replicas by row, where better ones were found; bounds), from MOST_PROGRAMMES programmes at most.
+
+    The widest gaps come first. Limits halve what is open: one that is refuted raises the bounds, else its numbers of
+    replicas are tried, and lower limits follow.
+    """
+    value, better = value.copy(), dict[int, np.ndarray]()
+    kept = value.copy()  # the lowest limit that was not refuted
+    tried = np.zeros(len(loads), dtype=int)
     for _ in range(MOST_PROGRAMMES):
-        gaps = value / np.maximum(bound, 1e-300)
-        gaps[list(tried)] = 1.0
+        gaps = np.where(tried < MOST_FOR_A_LAYER, value / np.maximum(bound, 1e-300), 0.0)
         row = int(gaps.argmax())
         if gaps[row] < OPEN:
             break
-        tried.add(row)
-        for aim in AIMS:
-            prices = pair_prices(loads[row] / (value[row] / (1 + aim)), replicas)
+        tried[row] += 1
+        limit = (kept[row] + bound[row]) / 2
+        counts, prices = pair_programme(loads[row] / limit, replicas)
+        reached = _paired(loads[row], counts) if counts is not None else np.inf
+        if counts is not None and reached < value[row] * (1 - 1e-9):
+            value[row], better[row] = reached, counts
 
-            def refuted(rows: np.ndarray, limit: np.ndarray, prices: PairPrices = prices) -> np.ndarray:
-                return no_pairing(loads[rows], limit, replicas, prices)
+        def refuted(rows: np.ndarray, limit: np.ndarray, prices: PairPrices = prices) -> np.ndarray:
+            return no_pairing(loads[rows], limit, replicas, prices)
 
-            raised = sharpen(bound, value, refuted)
-            if raised[row] > bound[row]:
-                bound = raised
-                break
-    return bound
+        own = np.array([row])
+        if refuted(own, np.array([limit]))[0]:
+            bound = bound.copy()
+            bound[row] = limit
+        else:
+            kept[row] = limit
+        bound = sharpen(bound, value, refuted)
+    return better, bound
+
+
+def _paired(loads: np.ndarray, counts: np.ndarray) -> float:
+    """Largest load of a device when the largest replica goes with the smallest, and so on."""
+    return float(paired_loads(loads[None], counts[None])[0, 0])
 
 
 def no_pairing(loads: np.ndarray, limit: np.ndarray, replicas: int, prices: PairPrices) -> np.ndarray:
@@ -76,30 +97,66 @@ def no_pairing(loads: np.ndarray, limit: np.ndarray, replicas: int, prices: Pair
     return np.asarray(cheapest.sum(axis=1) > replicas * (1 + 1e-9))
 
 
-def pair_prices(sizes: np.ndarray, replicas: int) -> PairPrices:
-    """Dual prices of the programme for one layer; `sizes` are loads relative to the limit."""
+def pair_programme(sizes: np.ndarray, replicas: int) -> tuple[np.ndarray | None, PairPrices]:
+    """(rounded numbers of replicas, None where there are too few; dual prices); `sizes` are relative to the limit."""
+    least = np.maximum(1, np.ceil(sizes - 1e-12)).astype(int)
+    most = replicas - len(sizes) + 1
     offered = [
-        (expert, count, size / count)
-        for expert, size in enumerate(sizes)
-        for least in [max(1, int(np.ceil(size - 1e-12)))]
-        for count in range(least, least + REPLICAS_OFFERED)
+        (expert, count)
+        for expert, low in enumerate(least)
+        for count in sorted({*range(low, 2 * low + REPLICAS_OFFERED), *(low * factor for factor in FACTORS_OFFERED)})
+        if count <= max(low, most)
     ]
-    large = sorted({size for _, _, size in offered if size > 0.5})
-    chosen = sorted({large[round(at)] for at in np.linspace(0, len(large) - 1, THRESHOLDS)}) if large else []
+    experts, counts = np.array(offered).T
+    each = sizes[experts] / counts
+    large = np.unique(each[each > 0.5])
+    chosen = large[np.unique(np.linspace(0, len(large) - 1, THRESHOLDS).round().astype(int))] if len(large) else large
     problem = pulp.LpProblem("pairs", pulp.LpMinimize)
     x = [pulp.LpVariable(f"x_{index}", lowBound=0) for index in range(len(offered))]
-    problem += pulp.lpSum(count * variable for (_, count, _), variable in zip(offered, x, strict=True))
-    of_expert: dict[int, list[object]] = {}
-    for (expert, _, _), variable in zip(offered, x, strict=True):
-        of_expert.setdefault(expert, []).append(variable)
-    for variables in of_expert.values():
-        problem += pulp.lpSum(variables) == 1
-    for index, threshold in enumerate(chosen):
-        terms = [
-            (variable, float(count * (int(size >= threshold) - int(size <= 1 - threshold))))
-            for (_, count, size), variable in zip(offered, x, strict=True)
-        ]
-        problem += pulp.LpAffineExpression([term for term in terms if term[1]]) <= 0, f"pairs_{index}"
+    companion = pulp.LpVariable("companion", lowBound=0)  # of no size: keeps prices right for numbers not offered
+    problem += pulp.lpSum(int(count) * variable for count, variable in zip(counts, x, strict=True)) + companion
+    for own in np.split(np.arange(len(offered)), np.flatnonzero(np.diff(experts)) + 1):
+        problem += pulp.lpSum(x[at] for at in own) == 1
+    steps: list[list[tuple[Any, float]]] = [[] for _ in chosen]  # what is counted from one threshold to the next
+    for sign, size in ((1, each), (-1, 1 - each)):
+        for at, index in enumerate(np.searchsorted(chosen, size, side="right") - 1):
+            if index >= 0:
+                steps[index].append((x[at], float(sign * counts[at])))
+    if steps:
+        steps[-1].append((companion, -1.0))
+    excess = [pulp.LpVariable(f"excess_{index}", upBound=0) for index in range(len(chosen))]
+    for index, (variable, step) in enumerate(zip(excess, steps, strict=True)):
+        more = [(excess[index + 1], 1.0)] if index + 1 < len(excess) else []
+        problem += pulp.LpAffineExpression([*_merged(step), *more]) - variable == 0, f"pairs_{index}"
     minimise(problem, 5.0)
-    prices = [max(0.0, -float(problem.constraints[f"pairs_{index}"].pi or 0.0)) for index in range(len(chosen))]
-    return PairPrices(np.array(chosen), np.array(prices))
+    reached = [abs(float(problem.constraints[f"pairs_{index}"].pi or 0.0)) for index in range(len(chosen))]
+    prices = np.diff(np.maximum.accumulate([0.0, *reached]))  # the duals of the steps are sums of prices
+    share = np.array([variable.varValue or 0.0 for variable in x])
+    return _rounded(sizes, experts, counts, share, replicas), PairPrices(chosen, prices)
+
+
+def _merged(terms: list[tuple[Any, float]]) -> list[tuple[Any, float]]:
+    """Terms of the same variable added up."""
+    total: dict[Any, float] = {}
+    for variable, factor in terms:
+        total[variable] = total.get(variable, 0.0) + factor
+    return list(total.items())
+
+
+def _rounded(
+    sizes: np.ndarray, experts: np.ndarray, counts: np.ndarray, share: np.ndarray, replicas: int
+) -> np.ndarray | None:
+    """Each expert's likeliest number of replicas; broken shares give way while there are too many, and grow after."""
+    found = np.ones(len(sizes), dtype=np.int64)
+    order = np.argsort(share, kind="stable")
+    found[experts[order]] = counts[order]  # the last one written has the largest share
+    fewest = np.full(len(sizes), replicas)
+    np.minimum.at(fewest, experts[share > 1e-6], counts[share > 1e-6])
+    for expert in np.flatnonzero(found > fewest):
+        if found.sum() > replicas:
+            found[expert] = fewest[expert]
+    if found.sum() > replicas:
+        return None
+    while found.sum() < replicas:
+        found[np.argmax(sizes / found)] += 1
+    return found

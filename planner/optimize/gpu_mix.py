@@ -51,8 +51,12 @@ class MixInstance:
 
     def __post_init__(self) -> None:
         """Raises `InputError` for what is no instance, `NoPlanError` for a bucket that nothing serves."""
-        if not self.types or all(kind.most == 0 for kind in self.types):
-            raise InputError("no devices: every type has an inventory of zero", field="gpu_info")
+        if not self.types:
+            raise InputError("there are no device types", field="gpu_info")
+        if all(kind.most == 0 for kind in self.types) and any(self.rates):
+            raise NoPlanError(
+                "no devices: every type has an inventory of zero", mends=("raise the inventory of a type",)
+            )
         for kind in self.types:
             numbers = (kind.cost, *kind.throughputs)
             if len(kind.throughputs) != len(self.rates) or not all(math.isfinite(x) and x >= 0 for x in numbers):

@@ -20,15 +20,18 @@ Dynamic programming over ideals and machines looks at every such partition, so i
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import networkx as nx
+import numpy as np
 
 from specs.errors import InputError
 
-MOST_IDEALS = 1_500  # pairs of them are looked at for every number of machines
+Seconds = TypeVar("Seconds", float, np.ndarray)  # and bytes: one, or many at once
+
+MOST_IDEALS = 4_000  # pairs of them are looked at for every number of machines
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Partition:
     seconds: float
 
 
-def stage_seconds(compute_s: float, weight_bytes: float, machines: int, bytes_per_s: float) -> float:
+def stage_seconds(compute_s: Seconds, weight_bytes: Seconds, machines: int, bytes_per_s: float) -> Seconds:
     """Seconds for each minibatch of a stage on `machines` machines."""
     return (compute_s + 4 * (machines - 1) * weight_bytes / (machines * bytes_per_s)) / machines
 
@@ -71,15 +74,7 @@ def partition(graph: nx.DiGraph[str], machines: int, bytes_per_s: float) -> Part
     ideals = ordered_ideals(graph)
     compute = [sum(graph.nodes[node]["operator"].compute_s for node in ideal) for ideal in ideals]
     weights = [sum(graph.nodes[node]["operator"].weight_bytes for node in ideal) for ideal in ideals]
-    below = [[k for k in range(end) if ideals[k] < ideals[end]] for end in range(len(ideals))]
-    best: list[list[tuple[float, int, int]]] = [[(0.0, 0, 0)] * (machines + 1)]  # [ideal][machines]: seconds, from, m
-    for end in range(1, len(ideals)):
-        row = [(math.inf, 0, 0)] * (machines + 1)
-        for k, m in itertools.product(below[end], range(1, machines + 1)):
-            stage = stage_seconds(compute[end] - compute[k], weights[end] - weights[k], m, bytes_per_s)
-            for allowed in range(m, machines + 1):
-                row[allowed] = min(row[allowed], (max(best[k][allowed - m][0], stage), k, m))
-        best.append(row)
+    best = _best(ideals, np.array(compute), np.array(weights), machines, bytes_per_s)
     stages: list[Stage] = []
     end, left = len(ideals) - 1, machines
     while end > 0:
@@ -95,6 +90,25 @@ def partition(graph: nx.DiGraph[str], machines: int, bytes_per_s: float) -> Part
         stages.insert(0, Stage(first, end, operators, taken, seconds))
         end, left = first, left - taken
     return Partition(tuple(stages), max(stage.seconds for stage in stages))
+
+
+def _best(
+    ideals: list[frozenset[str]], compute: np.ndarray, weights: np.ndarray, machines: int, bytes_per_s: float
+) -> list[list[tuple[float, int, int]]]:
+    """[ideal][machines allowed]: (seconds, ideal before the last stage, machines of it); of equals, the smallest."""
+    seconds = np.zeros((len(ideals), machines + 1))  # of the best partition of each ideal
+    best = [[(0.0, 0, 0)] * (machines + 1)]
+    for end in range(1, len(ideals)):
+        below = np.array([k for k in range(end) if ideals[k] < ideals[end]])
+        row = [(math.inf, 0, 0)] * (machines + 1)
+        for m in range(1, machines + 1):
+            stage = stage_seconds(compute[end] - compute[below], weights[end] - weights[below], m, bytes_per_s)
+            slowest = np.maximum(seconds[below, : machines - m + 1], stage[:, None])
+            for allowed, first in enumerate(slowest.argmin(axis=0), m):
+                row[allowed] = min(row[allowed], (float(slowest[first, allowed - m]), int(below[first]), m))
+        seconds[end] = [entry[0] for entry in row]
+        best.append(row)
+    return best
 
 
 def ordered_ideals(graph: nx.DiGraph[str]) -> list[frozenset[str]]:

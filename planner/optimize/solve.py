@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pulp
 
+from planner.optimize.arrays import HighsModel, Outcome
 from planner.optimize.programme import (
     EQUAL,
     Programme,
@@ -24,6 +21,7 @@ from planner.optimize.programme import (
 from specs.errors import CapstanError
 
 RELATIVE_GAP = 1e-6
+LEAST_USED = 1e-7  # replicas in a relaxation, below which a column counts as unused
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,10 @@ class Solution:
     solver: str
 
 
-def solve(programme: Programme, *, ties: Ties = "any", time_limit_s: float = 30.0) -> Solution:
-    """Minimise the programme's quantity.
+def solve(
+    programme: Programme, *, ties: Ties = "any", time_limit_s: float = 30.0, gap: float = RELATIVE_GAP
+) -> Solution:
+    """The best value of the programme's quantity, to a relative `gap`.
 
     `ties`: "any" plan of that value; one that is "operable" (the most headroom, then few groups and replicas); or "all"
     tie-breaks in turn, so that equal inputs give equal plans.
@@ -47,22 +47,21 @@ def solve(programme: Programme, *, ties: Ties = "any", time_limit_s: float = 30.
     Raises `CapstanError` when no solver works at all. An infeasible programme is a `Solution` with that status.
     """
     problem, variables = build(programme)
-    solver, status, bound = _run(problem, time_limit_s)
-    if status == "infeasible":
-        return Solution("infeasible", float("inf"), float("inf"), {}, {}, solver)
-    value = float(pulp.value(problem.objective) or 0.0)
+    model = _model(problem, gap)
+    found = _run(model, time_limit_s)
+    if found.status == "infeasible":
+        return Solution("infeasible", float("inf"), float("inf"), {}, {}, model.name)
+    status, value = found.status, float(pulp.value(problem.objective) or 0.0)
     replicas, nodes = _values(variables.replicas), _values(variables.nodes)
     if ties != "any":
-        for family in (headroom_is_carried, used_groups_are_counted):
-            for name, constraint in family(programme, variables):
-                problem += constraint, name
+        families = (headroom_is_carried, used_groups_are_counted)
+        model.add([row for family in families for _, row in family(programme, variables)])
         reached = TieBreak(problem.objective, EQUAL)
-        for index, tie_break in enumerate(tie_breaks(programme, variables, ties)):
+        for tie_break in tie_breaks(programme, variables, ties):
             level = float(pulp.value(reached.goal) or 0.0)
-            problem += reached.goal <= level + reached.slack * max(1.0, abs(level)), f"keep_{index}"
-            problem.setObjective(tie_break.goal)
-            _, tie_status, _ = _run(problem, time_limit_s)
-            if tie_status != "optimal":  # without a proof the tie-break would not be reproducible
+            model.add([reached.goal <= level + reached.slack * max(1.0, abs(level))])
+            model.aim(tie_break.goal)
+            if _run(model, time_limit_s).status != "optimal":  # without a proof it would not be reproducible
                 status = "time limit" if status == "optimal" else status
                 break
             replicas, nodes = _values(variables.replicas), _values(variables.nodes)
@@ -70,11 +69,27 @@ def solve(programme: Programme, *, ties: Ties = "any", time_limit_s: float = 30.
     return Solution(
         status=status,
         value=value,
-        bound=min(bound, value),
+        bound=min(found.bound, value),
         replicas=replicas,
         nodes=nodes,
-        solver=solver,
+        solver=model.name,
     )
+
+
+def relaxation(programme: Programme, *, time_limit_s: float = 30.0) -> tuple[float, frozenset[str]]:
+    """The best value of the programme when nothing has to be whole, a bound on it, and what that optimum uses.
+
+    An infeasible one is worth infinity and uses nothing. Raises `CapstanError` where HiGHS is missing or stops early.
+    """
+    problem, variables = build(programme)
+    if not HighsModel.available():
+        raise CapstanError("no solver for large programmes found: install highspy")
+    model = HighsModel(problem, RELATIVE_GAP, relaxed=True)
+    found = _run(model, time_limit_s)
+    if found.status == "infeasible":
+        return float("inf"), frozenset()
+    used = {key for key, variable in variables.replicas.items() if (variable.varValue or 0.0) > LEAST_USED}
+    return found.bound, frozenset(used)
 
 
 def second_opinion(programme: Programme, *, time_limit_s: float = 10.0) -> float | None:
@@ -90,11 +105,13 @@ def second_opinion(programme: Programme, *, time_limit_s: float = 10.0) -> float
 
 
 def minimise(problem: Any, time_limit_s: float) -> tuple[str, str, float]:
-    """Solver name, true status and bound of any PuLP problem that minimises; its variables hold the values.
+    """Solver name, true status and bound of any PuLP problem; its variables hold the values.
 
     Raises `CapstanError` when no solver works, or none found a plan in time.
     """
-    return _run(problem, time_limit_s)
+    model = _model(problem, RELATIVE_GAP)
+    found = _run(model, time_limit_s)
+    return model.name, found.status, found.bound
 
 
 def _values(variables: dict[str, Any]) -> dict[str, int]:
@@ -103,54 +120,46 @@ def _values(variables: dict[str, Any]) -> dict[str, int]:
     return {key: value for key, value in rounded.items() if value}
 
 
-def _run(problem: Any, time_limit_s: float) -> tuple[str, str, float]:
-    """Solver name, true status, bound."""
-    # The feasibility jump heuristic takes half of the time of programmes as small as these and finds nothing the tree
-    # does not: 0.37 s against 0.21 s over the 35 solves of specs/examples/chat-70b.yaml.
-    highs = pulp.HiGHS(
-        msg=False,
-        threads=1,
-        timeLimit=time_limit_s,
-        gapRel=RELATIVE_GAP,
-        mip_heuristic_run_feasibility_jump=False,
-    )
-    if highs.available():
-        with _silent_stdout():
-            problem.solve(highs)
-        name = f"HiGHS {_highs_version()}"
-        bound = float(problem.solverModel.getInfo().mip_dual_bound)
-    else:
-        cbc = pulp.PULP_CBC_CMD(msg=False, timeLimit=time_limit_s, gapRel=RELATIVE_GAP)
-        if not cbc.available():
-            raise CapstanError("no solver found: install highspy, or a PuLP that brings CBC")
-        problem.solve(cbc)
-        name = "CBC"
-        bound = float(pulp.value(problem.objective) or 0.0) if problem.sol_status == pulp.LpSolutionOptimal else 0.0
-    if problem.sol_status == pulp.LpSolutionOptimal:
-        return name, "optimal", bound
-    if problem.sol_status == pulp.LpSolutionIntegerFeasible:
-        return name, "time limit", bound
-    if problem.status == pulp.LpStatusInfeasible:
-        return name, "infeasible", float("inf")
-    raise CapstanError(f"{name} stopped without a plan ({pulp.LpStatus[problem.status]}) after {time_limit_s:g} s")
+def _run(model: HighsModel | _CbcModel, time_limit_s: float) -> Outcome:
+    """How one run ended. Raises `CapstanError` where it found no plan and did not prove that there is none."""
+    found = model.run(time_limit_s)
+    if found.status == "no plan":
+        raise CapstanError(f"{model.name} stopped without a plan ({found.detail}) after {time_limit_s:g} s")
+    return found
 
 
-@cache
-def _highs_version() -> str:
-    import importlib.metadata
+def _model(problem: Any, gap: float) -> HighsModel | _CbcModel:
+    """The problem in HiGHS, or in CBC where HiGHS is not installed."""
+    if HighsModel.available():
+        return HighsModel(problem, gap)
+    if pulp.PULP_CBC_CMD(msg=False).available():
+        return _CbcModel(problem, gap)
+    raise CapstanError("no solver found: install highspy, or a PuLP that brings CBC")
 
-    return importlib.metadata.version("highspy")
 
+class _CbcModel:
+    """The same problem in CBC, which starts from nothing each time."""
 
-@contextlib.contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """HiGHS prints its banner past Python's sys.stdout; stdout belongs to the command's own document."""
-    saved = os.dup(1)
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 1)
-        yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(null)
+    name = "CBC"
+
+    def __init__(self, problem: Any, gap: float) -> None:
+        self._problem, self._gap = problem.copy(), gap
+
+    def add(self, rows: list[Any]) -> None:
+        for row in rows:
+            self._problem += row, f"further_{len(self._problem.constraints)}"
+
+    def aim(self, goal: Any) -> None:
+        self._problem.setObjective(goal)
+
+    def run(self, time_limit_s: float) -> Outcome:
+        problem = self._problem
+        problem.solve(pulp.PULP_CBC_CMD(msg=False, timeLimit=time_limit_s, gapRel=self._gap))
+        detail = pulp.LpStatus[problem.status]
+        if problem.sol_status == pulp.LpSolutionOptimal:
+            return Outcome("optimal", float(pulp.value(problem.objective) or 0.0), detail)
+        if problem.sol_status == pulp.LpSolutionIntegerFeasible:
+            return Outcome("time limit", 0.0, detail)
+        if problem.status == pulp.LpStatusInfeasible:
+            return Outcome("infeasible", float("inf"), detail)
+        return Outcome("no plan", 0.0, detail)

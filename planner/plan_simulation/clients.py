@@ -30,8 +30,11 @@ from specs.plan import Plan
 
 
 def is_closed_loop(plan: Plan) -> bool:
-    """Whether clients send the requests of the plan's spec."""
-    return any(traffic.closed_loop is not None for traffic in DeploymentSpec.model_validate(plan.spec).traffic)
+    """Whether clients send the requests of the plan's spec; beside other classes, loops are planned as arrivals."""
+    traffic = DeploymentSpec.model_validate(plan.spec).traffic
+    loops = [item for item in traffic if item.closed_loop is not None]
+    alone = len(traffic) == 1 and len(plan.groups) == 1
+    return any(alone or item.arrivals is None for item in loops)
 
 
 def simulate_clients(

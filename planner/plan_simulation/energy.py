@@ -17,14 +17,13 @@ from specs.profile import PowerProfile
 def energy_summary(plan: Plan, result: FleetResult, workload: Workload) -> dict[str, Any] | None:
     """Mean watts over the arrival window, joules of it and per token; grams of CO2 where an intensity is declared.
 
-    None where the plan keeps no power profile of one of its devices, and where requests were handed from one group to
-    another, which the model does not tell apart. Devices only.
+    None where the plan keeps no power profile of one of its devices. Devices only; links of handed-over caches are not
+    in it.
     """
     spec = DeploymentSpec.model_validate(plan.spec)
     used = {group.device: _profile(plan, spec, group) for group in plan.groups}
     profiles = [profile for profile in used.values() if profile is not None]
-    handed = result.decode_group_index is not None and bool((result.decode_group_index >= 0).any())
-    if len(profiles) < len(used) or result.horizon_s <= 0 or handed:
+    if len(profiles) < len(used) or result.horizon_s <= 0:
         return None
     watts = [_group_w(plan, spec, index, result, workload) for index in range(len(plan.groups))]
     power_w = sum(watts)
@@ -69,6 +68,8 @@ def _group_w(plan: Plan, spec: DeploymentSpec, index: int, result: FleetResult, 
         in_pool(plan.devices[pool.device], pool, spec.hardware),
         plan.profiles[pool.device],
         plan.power[pool.device],
+        pool.power_cap_w,
+        group.scheduling.speculation,
     )
 
 

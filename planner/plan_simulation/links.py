@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from planner.facts import in_pool
-from planner.handover import REACHES, Side, decoding, handover, reach_between, towards
+from planner.handover import (
+    REACHES,
+    Side,
+    beyond_prefill_s,
+    decoding,
+    handover,
+    prefilling,
+    reach_between,
+    towards,
+)
 from planner.simulate import FleetGroup, Handoff, Link, Workload
 from specs.architecture import load_architecture
 from specs.deployment import DeploymentSpec
@@ -32,6 +41,7 @@ def with_handoffs(plan: Plan, groups: tuple[FleetGroup, ...], workload: Workload
     """
     spec = DeploymentSpec.model_validate(plan.spec)
     changed, links, notes = [], {}, []
+    models = {fleet_group.id: fleet_group.model for fleet_group in groups}
     for index, (group, fleet_group) in enumerate(zip(plan.groups, groups, strict=True)):
         if group.hands_over_to is None:
             changed.append(decoding(fleet_group) if group.role == "decode" else fleet_group)
@@ -50,10 +60,12 @@ def with_handoffs(plan: Plan, groups: tuple[FleetGroup, ...], workload: Workload
         name = f"{group.id} to {receiver.id}"
         links[name] = found.link
         handoff = Handoff(receiver.id, found.bytes_per_token, name)
-        changed.append(replace(fleet_group, role="prefill", handoff=handoff))
+        beyond_s = beyond_prefill_s(models[receiver.id].times, tokens, found.alone_s)
+        changed.append(prefilling(fleet_group, handoff, beyond_s))
         notes.append(
             f"{name}: over {REACHES[found.reach]}, {found.link.bytes_per_s / 1e9:,.1f} GB/s in all (predicted); "
-            f"{found.bytes_per_token / 1e3:,.1f} kB a token, so {1e3 * found.alone_s:,.2f} ms for a mean prompt alone"
+            f"{found.bytes_per_token / 1e3:,.1f} kB a token, so {1e3 * found.alone_s:,.2f} ms for a mean prompt alone; "
+            f"first tokens reach clients {1e3 * beyond_s:,.1f} ms after their prefill, which is in TTFT"
         )
     return Handoffs(tuple(changed), links, tuple(notes))
 

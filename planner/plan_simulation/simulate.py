@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from planner.admission import admitted
 from planner.candidates.enumerate import widest_limits
-from planner.candidates.family import under_limits
+from planner.candidates.replica import replica_model as replica_of
+from planner.candidates.replica import tokens_per_sequence
 from planner.cost.margin import margin_note, step_margin
+from planner.cost.power_cap import cap_of
 from planner.cost.step import step_times
 from planner.cost.transfer import host_link
 from planner.facts import in_pool
@@ -30,7 +33,7 @@ from planner.simulate import (
     slos_of,
 )
 from specs.architecture import load_architecture
-from specs.deployment import DeploymentSpec, TraceFormat
+from specs.deployment import SLO, DeploymentSpec, TraceFormat
 from specs.document import write_atomically
 from specs.errors import InputError
 from specs.handoffs import check_handoffs
@@ -78,6 +81,7 @@ def simulate_plan(
         )
     else:
         drawn = Drawn(DeploymentSpec.model_validate(plan.spec), workload, ())
+    drawn = replace(drawn, workload=admitted(drawn.workload, plan.admitted))
     fleet = with_handoffs(plan, _fleet_groups(plan), drawn.workload)
     groups, load = fleet.groups, _in_blocks(drawn.workload, fleet.groups)
     started = time.process_time()
@@ -100,11 +104,12 @@ def simulate_plan(
     if timeline is not None:
         write_atomically(timeline, chrome_trace(result, load, groups))
     return {
-        **result_summary(result, load, slos_of(drawn.spec), groups=groups),
+        **result_summary(result, load, _slos(drawn), groups=groups),
         "closed_loop": None,
         "energy": energy_summary(plan, result, load),
         "notes": [
             *margin_notes(plan),
+            *_let_in(plan),
             *changed_limits(planned, plan),
             *without_effect(plan, load),
             *drawn.notes,
@@ -115,6 +120,15 @@ def simulate_plan(
         "simulated_s": result.end_s,
         "cpu_s": cpu_s,
     }
+
+
+def _slos(drawn: Drawn) -> dict[str, SLO]:
+    """The promises to the classes that are simulated."""
+    return {name: slo for name, slo in slos_of(drawn.spec).items() if name in drawn.workload.classes}
+
+
+def _let_in(plan: Plan) -> list[str]:
+    return [f"{name}: {share:.1%} of its requests are let in, as planned" for name, share in plan.admitted.items()]
 
 
 def margin_notes(plan: Plan) -> list[str]:
@@ -145,35 +159,31 @@ def replica_model(plan: Plan, group: ReplicaGroup, *, central: bool = False) -> 
     """
     spec = DeploymentSpec.model_validate(plan.spec)
     pool, limits = spec.hardware.pool(group.pool), group.limits
-    sequences, tokens = widest_limits(spec.choices.of(group.model))
     speculation = group.scheduling.speculation
-    rows = limits.max_num_seqs * (1 + (0 if speculation is None else speculation.draft_tokens))  # that a step samples
+    rows, tokens = widest_limits(spec.choices.of(group.model), group.layout, speculation)
+    ranks = group.layout.attention_data_parallel
+    device = in_pool(plan.devices[pool.device], pool, spec.hardware)
     times = step_times(
         load_architecture(plan.architectures[group.model]),
         group.layout,
         group.weights_dtype,
         group.cache.kv_dtype,
-        in_pool(plan.devices[pool.device], pool, spec.hardware),
+        device,
         plan.profiles[pool.device],
         plan.engines[group.engine],
-        max(sequences, rows),
-        max(tokens, limits.max_num_batched_tokens),
+        max(rows, ranks * limits.max_num_seqs * tokens_per_sequence(speculation)),
+        max(tokens, ranks * limits.max_num_batched_tokens),
+        expert_skew=None if group.experts is None else group.experts.skew,
+        cap=cap_of(pool, device, plan.power.get(pool.device)),
+        adapters=spec.models[group.model].adapters,
     )
     memory = group.cache.memory
-    link = host_link(plan.devices[pool.device])
+    link = host_link(device)
     # a batch crosses the stages one after the other, each over the link of its own device
     host_token_s = group.layout.pipeline_parallel * memory.kv_bytes_per_token / link.reached_bytes_per_s
-    times = replace(under_limits(times, limits.model_copy(update={"max_num_seqs": rows})), host_token_s=host_token_s)
     margin = step_margin(plan.engines[group.engine], None if central else spec.limits.confidence)
-    return ReplicaModel(
-        times=times.scaled(margin),
-        limits=limits,
-        num_blocks=group.cache.num_blocks,
-        block_size_tokens=group.cache.block_size_tokens,
-        scheduling=group.scheduling,
-        prefix_caching=group.cache.prefix_caching,
-        host_blocks=group.cache.host_blocks,
-    )
+    times = replace(times, host_token_s=host_token_s).scaled(margin)
+    return replica_of(times, group.layout, limits, group.cache, group.scheduling)
 
 
 def _in_blocks(workload: Workload, groups: tuple[FleetGroup, ...]) -> Workload:

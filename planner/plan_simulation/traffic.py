@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.simulate import BUSIEST_S, LEAST_REQUESTS, Workload, declared_workload
+from planner.throughput import stated_at
 from specs.deployment import DeploymentSpec, TraceFormat, TraceSpec, TrafficClass, resolved
 from specs.errors import InputError, nearest_names
 from specs.plan import Plan, SimulatedWindow
@@ -187,5 +188,5 @@ def at_rate(spec: DeploymentSpec, folder: Path, factor: float) -> DeploymentSpec
         elif traffic.sessions is not None:
             rate = traffic.sessions.rate_per_s * factor
             changed = {"sessions": traffic.sessions.model_copy(update={"rate_per_s": rate})}
-        classes.append(traffic.model_copy(update=changed))
+        classes.append(traffic.model_copy(update={**changed, **stated_at(traffic, factor)}))
     return spec.model_copy(update={"traffic": tuple(classes)})

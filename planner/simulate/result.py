@@ -99,6 +99,11 @@ class FleetResult:
         first_s = self.arrivals_s(workload) + self.ttft_s
         return first_s if self.start_s is None else np.where(np.isnan(self.start_s), first_s, self.start_s)
 
+    def had(self, group: int) -> BoolArray:
+        """Mask of the requests that a group served, all of them or the part that its role leaves it."""
+        here: BoolArray = self.group_index == group
+        return here if self.decode_group_index is None else here | (self.decode_group_index == group)
+
     def metric_s(self, metric: Metric) -> FloatArray:
         return {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}[metric]
 

@@ -18,7 +18,7 @@ from specs.architecture.operators import (
     RecurrentScan,
 )
 from specs.architecture.recurrent import GatedDeltaNet, Recurrent
-from specs.architecture.sharding import weight_bytes_per_rank, weight_elements_per_rank
+from specs.architecture.sharding import expert_slot_bytes, weight_bytes_per_rank, weight_elements_per_rank
 from specs.architecture.weights import WeightTensor
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Rope",
     "WeightTensor",
     "describe_models",
+    "expert_slot_bytes",
     "load_architecture",
     "model_names",
     "stated_quantisation",

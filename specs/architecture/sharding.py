@@ -120,3 +120,18 @@ def weight_bytes_per_rank(
     )
     per_element = architecture.weight_bytes_per_element(weights_dtype)
     return round(quantised * per_element + other * max(2.0, weights_dtype.bytes))
+
+
+def expert_slot_bytes(
+    architecture: Architecture, weights_dtype: DType, expert_tensor_parallel: int, stage_layers: range | None = None
+) -> float:
+    """Bytes of one expert on one rank, over all layers of a stage (None = all): what one slot more a layer takes."""
+    cut = Ranks(expert_tensor_parallel, 1, expert_tensor_parallel)
+    found = 0.0
+    for layer, count in architecture.layer_counts(stage_layers):
+        for tensor in layer.tensors():
+            if tensor.expert_axis:
+                quantised = architecture.weight_bytes_per_element(weights_dtype)
+                per_element = quantised if tensor.quantised else max(2.0, weights_dtype.bytes)
+                found += count * tensor.rank_elements(cut) / tensor.experts * per_element
+    return found

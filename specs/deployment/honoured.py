@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from specs.deployment.models import DeploymentSpec, HardwareSpec, ModelSpec, TrafficClass
+from specs.deployment.models import DeploymentSpec, HardwareSpec, ScheduleSpec, TrafficClass
 from specs.errors import NotHonouredError
 
 Statement = tuple[str, str]  # path of the field, why it is refused
@@ -41,56 +41,24 @@ def unhonoured_statements(spec: DeploymentSpec, *, planning: bool = True) -> tup
 
 
 def _statements(spec: DeploymentSpec, planning: bool) -> Iterator[Statement]:
-    for name, model in spec.models.items():
-        yield from _of_model(f"models.{name}", model)
-    yield from _of_hardware(spec.hardware)
+    scheduled = any(
+        item.window is not None or (item.arrivals is not None and item.arrivals.diurnal is not None)
+        for item in spec.traffic
+    )
+    yield from _of_hardware(spec.hardware, scheduled=scheduled)
     for index, item in enumerate(spec.traffic):
-        yield from _of_class(f"traffic[{index}]", item)
         if planning:
             yield from _of_class_in_planning(f"traffic[{index}]", item)
-    if str(spec.objective) not in ("minimise cost", "minimise gpus"):
-        yield "objective", f"{spec.objective}: plans minimise cost or gpus"
-    if spec.limits.survive_node_failures:
-        yield "limits.survive_node_failures", "plans keep no spare nodes"
-    if spec.limits.power_w is not None:
-        yield "limits.power", "power is not limited"
-    if len(spec.choices.engine) > 1:
-        yield "choices.engine", f"one engine is planned for at a time, not {len(spec.choices.engine)}"
-    if spec.choices.disaggregation == "always":
-        yield "choices.disaggregation", "prefill and decode are always served together"
+    if spec.schedule != ScheduleSpec() and not scheduled:
+        yield "schedule", "no traffic changes over time: state a window or diurnal arrivals"
 
 
-def _of_model(path: str, model: ModelSpec) -> Iterator[Statement]:
-    if model.adapters is not None:
-        yield f"{path}.adapters", "LoRA adapters are not modelled"
-    if model.speculative is not None:
-        yield f"{path}.speculative", "speculative decoding is not modelled"
-
-
-def _of_hardware(hardware: HardwareSpec) -> Iterator[Statement]:
-    for index, pool in enumerate(hardware.pools):
-        path = f"hardware.pools[{index}]"
-        if pool.power_cap_w is not None:
-            yield f"{path}.power_cap", "devices are planned at their full power"
-        if pool.spot is not None:
-            yield f"{path}.spot", "interruptions are not modelled"
-    for field in ("dram", "pcie", "nvme"):
-        if getattr(hardware.host, field + ("_bytes" if field == "dram" else "_bytes_per_s")) is not None:
-            yield f"hardware.host.{field}", "nothing is kept on the host"
-
-
-def _of_class(path: str, item: TrafficClass) -> Iterator[Statement]:
-    if item.window is not None:
-        yield f"{path}.window", "traffic is planned for the whole day"
-    if item.throughput is not None:
-        yield f"{path}.throughput", "throughput is not a limit; state a rate and an slo"
+def _of_hardware(hardware: HardwareSpec, *, scheduled: bool) -> Iterator[Statement]:
+    if hardware.host.nvme_bytes_per_s is not None and not scheduled:  # weights of replicas that start come from there
+        yield "hardware.host.nvme", "nothing is kept on local storage"
 
 
 def _of_class_in_planning(path: str, item: TrafficClass) -> Iterator[Statement]:
     """What `capstan simulate` honours in a plan's spec, and planning does not decide yet."""
-    if item.closed_loop is not None:
-        yield f"{path}.closed_loop", "a closed loop has no rate to plan for; state trace, arrivals or sessions"
-    if item.slo is None:
-        yield path, f"class {item.name!r} has no slo: plans are made for latency limits"
-    if item.priority != "normal":
-        yield f"{path}.priority", "planned replicas serve requests first come, first served"
+    if item.closed_loop is not None and item.throughput is None:
+        yield f"{path}.closed_loop", "a closed loop has no rate to plan for; state throughput: {at_least: ...} too"

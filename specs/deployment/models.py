@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from specs.document import Document, DType, Frozen
 
 Metric = Literal["ttft", "tpot", "e2e"]
+Router = Literal["least_outstanding", "round_robin", "least_kv", "power_of_two", "prefix_aware", "sticky"]
 Engine = Literal["capstan", "vllm", "sglang", "trtllm"]
 TraceFormat = Literal["azure", "burstgpt", "mooncake", "sharegpt", "csv"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -43,6 +44,7 @@ class ModelSpec(Frozen):
     max_context_tokens: PositiveInt | None = None  # None: the longest request, up to a multiple of 1024
     adapters: AdaptersSpec | None = None
     speculative: SpeculativeSpec | None = None
+    expert_load: str | None = None  # file with a row a layer, a column an expert: what the router was measured to send
 
 
 class SpotSpec(Frozen):
@@ -50,6 +52,7 @@ class SpotSpec(Frozen):
 
     discount: Fraction
     interruptions_per_hour: NonNegativeFloat
+    recovery_s: PositiveFloat = 600.0  # from an interruption until a replacement serves
 
 
 class PoolSpec(Frozen):
@@ -63,6 +66,13 @@ class PoolSpec(Frozen):
     rent: Literal["node", "gpu"] = "gpu"  # the loader makes it "node" for priced pools
     power_cap_w: PositiveFloat | None = None
     spot: SpotSpec | None = None
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Dollars for an hour of one device, as it is paid: spot machines at their discount."""
+        if self.usd_per_gpu_hour is None or self.spot is None:
+            return self.usd_per_gpu_hour
+        return self.usd_per_gpu_hour * (1.0 - self.spot.discount)
 
     @property
     def nodes(self) -> int:
@@ -286,16 +296,34 @@ class ModelChoices(Frozen):
     max_num_batched_tokens: tuple[PositiveInt, ...] | None = None
     replicas: tuple[PositiveInt, ...] | None = None
     pool: tuple[str, ...] | None = None
+    attention_data_parallel: tuple[PositiveInt, ...] | None = None
+    expert_parallel: tuple[PositiveInt, ...] | None = None
+    prefix_caching: bool | None = None
 
 
 class Choices(Frozen):
     engine: tuple[Engine, ...] = ("vllm",)
     disaggregation: Literal["auto", "never", "always"] = "auto"
+    router: Router = "least_outstanding"  # among the replicas of a group
     models: dict[str, ModelChoices] = Field(default_factory=dict)
 
     def of(self, model: str) -> ModelChoices:
         """The choices of one model; everything free where the user said nothing."""
         return self.models.get(model, ModelChoices())
+
+
+class SwitchingSpec(Frozen):
+    """What it takes to change from one plan to the next one of a schedule."""
+
+    start_s: NonNegativeFloat | None = None  # of a replica; None: its weights over NVMe or the network, and the engine
+    usd_per_replica: NonNegativeFloat = 0.0  # that starts, beside the rent of its devices
+
+
+class ScheduleSpec(Frozen):
+    """How `capstan schedule` cuts the day."""
+
+    slot_s: PositiveFloat = 7200.0  # pieces of a diurnal swing, each planned for its highest rate
+    switching: SwitchingSpec = SwitchingSpec()
 
 
 class DeploymentSpec(Document):
@@ -310,6 +338,8 @@ class DeploymentSpec(Document):
     objective: Objective = Objective()
     limits: LimitsSpec = LimitsSpec()
     choices: Choices = Choices()
+    measured: str | None = None  # file of measured request rates, in the place of the cost model where it has them
+    schedule: ScheduleSpec = ScheduleSpec()
 
 
 def resolved(spec: DeploymentSpec) -> dict[str, Any]:

@@ -9,7 +9,20 @@ from specs import quantities as q
 from specs.deployment import models as m
 from specs.deployment.cables import check_network
 from specs.deployment.grammar import Field, ListOf, MapOf, OneOrMore, OrAuto, Place, Record, Shape, mapping_of
-from specs.deployment.scalars import POSITIVE_SHARE, POWER, SHARE, TOKENS, Count, Name, OneOf, Parsed, Quantity
+from specs.deployment.scalars import (
+    DURATION,
+    POSITIVE_SHARE,
+    POWER,
+    SHARE,
+    TOKENS,
+    Count,
+    Flag,
+    Name,
+    OneOf,
+    Parsed,
+    Quantity,
+    Text,
+)  # fmt: skip
 from specs.deployment.written_supply import HARDWARE, MODEL
 from specs.deployment.written_traffic import CLASS
 from specs.errors import InputError, nearest_names
@@ -18,6 +31,7 @@ from specs.yaml_source import Mapping as MappingNode
 from specs.yaml_source import Node
 
 OBJECTIVES = {"minimise": ("cost", "gpus", "energy", "carbon"), "maximise": ("throughput", "goodput", "traffic")}
+ROUTERS = ("least_outstanding", "round_robin", "least_kv", "power_of_two", "prefix_aware", "sticky")
 ENGINES = ("capstan", "vllm", "sglang", "trtllm")
 OBJECTIVE_SAYS = "minimise cost, gpus, energy or carbon; or maximise throughput, goodput or traffic"
 
@@ -55,6 +69,9 @@ MODEL_CHOICES = Record(
         "max_num_batched_tokens": Field(OrAuto(OneOrMore(TOKENS)), "token budget of one step"),
         "replicas": Field(_COUNTS, "running copies"),
         "pool": Field(OrAuto(OneOrMore(Name())), "pools the model may use"),
+        "attention_data_parallel": Field(_PARALLEL, "groups of ranks that share out requests in attention (mixtures)"),
+        "expert_parallel": Field(_PARALLEL, "ranks that experts are spread over; 1 cuts every expert"),
+        "prefix_caching": Field(OrAuto(Flag()), "whether prompts that begin alike are computed once"),
     },
 )
 
@@ -65,6 +82,7 @@ class ChoicesShape(Shape[m.Choices]):
     own: ClassVar[dict[str, Field]] = {
         "engine": Field(OrAuto(OneOrMore(OneOf(ENGINES))), "engine the plan is for (default vllm)"),
         "disaggregation": Field(OneOf(("auto", "never", "always")), "prefill and decode apart (default auto)"),
+        "router": Field(OneOf(ROUTERS), "how a replica of a group is chosen (default least_outstanding)"),
     }
     says = "a mapping with engine, disaggregation, or the name of a model"
 
@@ -87,6 +105,25 @@ class ChoicesShape(Shape[m.Choices]):
         own = {name: {"description": field.doc, **field.shape.schema()} for name, field in self.own.items()}
         return {"type": "object", "minProperties": 1, "properties": own,
                 "additionalProperties": {"description": "choices of one model", **MODEL_CHOICES.schema()}}  # fmt: skip
+
+
+SWITCHING = Record(
+    m.SwitchingSpec,
+    {
+        "start": Field(DURATION, "until a replica serves (default: its weights over `hardware.host.nvme`, else the "
+                       "network, and a minute for the engine)", "start_s"),
+        "cost": Field(Quantity(q.USD, q.parse_usd), "for each replica that starts, beside the rent of its devices "
+                      "(default: none)", "usd_per_replica"),
+    },
+)  # fmt: skip
+SCHEDULE = Record(
+    m.ScheduleSpec,
+    {
+        "slot": Field(Quantity(q.SECONDS, q.parse_seconds, positive=True), "longest piece of a diurnal swing that has "
+                      "one plan (default 2h)", "slot_s"),
+        "switching": Field(SWITCHING, "what changing from one plan to the next takes"),
+    },
+)  # fmt: skip
 
 
 def _finish_document(values: dict[str, Any], at: Place) -> None:
@@ -182,6 +219,8 @@ DEPLOYMENT = Record(
         "objective": Field(OBJECTIVE, "what to optimise (default: cost where all pools are priced, else gpus)"),
         "limits": Field(LIMITS, "what the plan must keep to"),
         "choices": Field(ChoicesShape(), "what the planner may decide; one value is a pin"),
+        "measured": Field(Text("a CSV file beside the spec"), "measured request rates, which stand for the cost model"),
+        "schedule": Field(SCHEDULE, "how `capstan schedule` cuts the day, and what changing plans takes"),
     },
     _finish_document,
 )

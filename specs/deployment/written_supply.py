@@ -73,6 +73,11 @@ MODEL_FULL = Record(
         ),
         "adapters": Field(ADAPTERS, "LoRA adapters"),
         "speculative": Field(SPECULATIVE, "speculative decoding"),
+        "expert_load": Field(
+            Text("a path"),
+            "CSV or JSON, a row a layer and a column an expert: what the router was measured to send where. Experts "
+            "spread over ranks are then copied and placed for it",
+        ),
     },
 )
 MODEL = ByKind(
@@ -98,6 +103,9 @@ SPOT = Record(
         "discount": Field(SHARE, "off the price", required=True),
         "interruptions": Field(
             Quantity(q.PER_HOUR, q.parse_per_hour), "per machine", "interruptions_per_hour", required=True
+        ),
+        "recovery": Field(
+            DURATION, "from an interruption until a replacement serves (default 10 minutes)", "recovery_s"
         ),
     },
 )

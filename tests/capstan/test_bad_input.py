@@ -104,7 +104,11 @@ WRONG_SPECS = {
     "inline-without-width": (inline("hidden_size: 896,", ""), "architecture.hidden_size", "is missing"),
     "inline-negative": (inline("hidden_size: 896", "hidden_size: -896"), "is -896"),
     "inline-huge": (inline("num_hidden_layers: 2", "num_hidden_layers: 200000000"), "from 1 to 4096"),
-    "not-honoured": (SPEC + "limits: {survive_node_failures: 1}\n", "spec.yaml:12", "limits.survive_node_failures"),
+    "not-honoured": (
+        changed("hardware:", "hardware:\n  host: {nvme: 6GB/s}"),
+        "spec.yaml:4",
+        "hardware.host.nvme",
+    ),
 }
 WRONG_TRACES = {
     "missing": (None, "cannot be read"),

@@ -84,11 +84,13 @@ def test_a_checkpoint_that_only_its_name_calls_quantised_is_warned_of(tmp_path, 
     assert ("16-bit weights are planned" in capsys.readouterr().err) is warns
 
 
-def test_validate_names_what_is_not_honoured(capsys):
+def test_validate_names_what_is_not_honoured(tmp_path, capsys):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text((EXAMPLES / "minimal.yaml").read_text().replace("hardware:", "hardware:\n  host: {nvme: 6GB/s}"))
     with pytest.raises(NotHonouredError) as caught:
-        run_validate(WHOLE_REACH, False)
+        run_validate(spec, False)
     assert caught.value.exit_code == 2
-    assert "traffic[3].closed_loop" in str(caught.value)
+    assert "hardware.host.nvme" in str(caught.value)
     assert capsys.readouterr().out == ""
 
 

@@ -338,3 +338,24 @@ def test_both_exports_use_the_same_arguments() -> None:
         words = vllm_arguments(plan, group).to_list()
         manifest = export_plan(plan, "kubernetes").files[f"{group.id}.yaml"]
         assert all(word in manifest for word in words)
+
+
+def test_placed_experts_get_as_many_copies_as_planned() -> None:
+    experts = {"slots_per_rank": 33, "physical_to_logical": [[*range(128), 0, 1, 2, 3]] * 48, "skew": 1.2}
+    group = code_group(
+        layout={
+            "tensor_parallel": 4,
+            "pipeline_stages": (48,),
+            "expert_parallel": 4,
+            "redundant_experts": 4,
+        },
+        replicas=1,
+        placement=packed(1, 4),
+        experts=experts | {"skew_bound": 1.1},
+    )
+    made = vllm_arguments(one_group(group), group)
+    assert dict(made.options)["enable-eplb"] is True
+    assert dict(made.options)["eplb-config"] == '{"num_redundant_experts":4}'
+    assert any("1.20 times the mean load, is not handed to it" in note for note in made.notes)
+    plain = changed(group, experts=None)
+    assert "enable-eplb" not in dict(vllm_arguments(one_group(plain), plain).options)

@@ -36,8 +36,14 @@ def route(*routes: tuple[str, str, float]) -> Plan:
 REFUSED = {
     "no groups": (lambda: changed(chat(), groups=[], routes=[]), "no replica groups"),
     "engine capstan": (lambda: chat(engine="capstan"), "compiled, not exported"),
-    "engine sglang": (lambda: chat(engine="sglang"), "not 'sglang'"),
-    "prefill role": (lambda: chat(role="prefill"), "disaggregated"),
+    "engine trtllm": (lambda: chat(engine="trtllm"), "not 'trtllm'"),
+    "prefill to nobody": (lambda: chat(role="prefill"), "hands over to none"),
+    "decode with arrivals": (lambda: chat(role="decode"), "takes what is handed over"),
+    "stages with a role": (
+        lambda: chat(role="decode", layout__pipeline_stages=(40, 40), replicas=1, placement=packed(1, 8)),
+        "no KV caches over between pipeline stages",
+    ),
+    "a host tier with a role": (lambda: chat(role="decode", cache__host_blocks=9), "one connector for KV caches"),
     "unknown device": (lambda: chat(device="h200-sxm"), "not among the plan's devices"),
     "cpu": (lambda: changed(chat(), devices={"h100-sxm": device(vendor="cpu").model_dump()}), "vendor 'cpu'"),
     "weights on device": (
@@ -82,10 +88,9 @@ REFUSED = {
     "prefill first": (lambda: chat(scheduling__prefill_policy="prefill_first"), "no prefill_first scheduling"),
     "shortest first": (lambda: chat(scheduling__order="sjf"), "first come, first served, not by sjf"),
     "swap": (lambda: chat(scheduling__preemption="swap"), "there is no swap"),
-    "host tier": (lambda: chat(cache__host_blocks=100), "no host tier"),
-    "speculation": (
+    "speculation by nobody": (
         lambda: chat(scheduling__speculation={"draft_tokens": 4, "acceptance": 0.6}),
-        "speculative decoding is not configured",
+        "does not say who drafts",
     ),
     "heads": (
         lambda: chat(layout__tensor_parallel=6, replicas=1, placement=packed(1, 6)),
@@ -150,10 +155,16 @@ def test_another_engine_version_is_said() -> None:
     assert "0.11.0" in check_plan(plan)[0]
 
 
-@pytest.mark.parametrize("to", ["sglang", "trtllm", "ray", "vlm"])
+@pytest.mark.parametrize("to", ["trtllm", "ray", "vlm"])
 def test_other_targets_are_refused_with_what_exists(to: str) -> None:
-    with pytest.raises(InputError, match="vllm or kubernetes"):
+    with pytest.raises(InputError, match="vllm or sglang or kubernetes"):
         export_plan(chat(), to)
+
+
+@pytest.mark.parametrize(("to", "engine"), [("vllm", "sglang"), ("sglang", "vllm")])
+def test_a_plan_for_one_engine_is_not_exported_to_another(to: str, engine: str) -> None:
+    with pytest.raises(InputError, match=f"planned for {engine}.*`--to {engine}`"):
+        export_plan(chat(engine=engine), to)
 
 
 def test_kubernetes_needs_a_replica_inside_one_machine() -> None:

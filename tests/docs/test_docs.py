@@ -16,7 +16,7 @@ from specs.deployment import load_deployment, parse_deployment, unhonoured_state
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 WHOLE_REACH = ROOT / "tests" / "data" / "specs" / "whole_reach.yaml"
-PAGES = ["README.md", "spec.md", "planning.md", "exports.md", "calibrate.md", "verify.md"]
+PAGES = ["README.md", "answers.md", "spec.md", "planning.md", "schedule.md", "exports.md", "calibrate.md", "verify.md"]
 BASE = """\
 models: {chat: Qwen/Qwen3-8B}
 hardware: {pools: [{name: h100, device: h100-sxm, count: 8, price: $2.90/h}]}

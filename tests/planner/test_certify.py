@@ -121,6 +121,8 @@ MUTATIONS: list[tuple[str, Any, str]] = [
     ("predictions/classes/0/tpot_s/p90", 0.0501, "chat: p90 TPOT (simulated)"),
     ("predictions/classes/1/attainment", 0.949, "joint: joint attainment (simulated)"),
     ("predictions/classes", [], "chat: is predicted"),
+    ("certificate/fresh/limits/0/verdict", "broken", "limits refuted on fresh seeds"),
+    ("groups/0/carries/chat", 0.1, "replicas carry chat"),
     ("certificate/bound", lambda old: old + 100, "the bound is not above the value"),
 ]
 
@@ -133,7 +135,7 @@ def test_a_plan_that_breaks_a_law_is_caught_by_it(good: Plan, path: str, change:
 
 def test_every_law_has_a_mutation(good: Plan) -> None:
     names = {"group-1": "group-0", "singles": "nodes", "choices.tiny": "choices.small", "joint: is": "chat: is"}
-    names |= {"shares of joint": "shares of chat", "joint goes": "chat goes"}
+    names |= {"shares of joint": "shares of chat", "joint goes": "chat goes", "carry joint": "carry chat"}
 
     def normal(law: str) -> str:
         for old, new in names.items():

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from planning import CHAT, L40S, plan_of, spec_of
 
-from planner.optimize import conflict as conflicts
-from planner.optimize.conflict import CUT_SHORT, _counts, _merged, first_that_holds
+from planner.answers import conflict as conflicts
+from planner.answers import conflict_search
+from planner.answers.conflict import merged_specs
+from planner.answers.conflict_search import CUT_SHORT, first_that_holds
+from planner.answers.statements import counts
 from specs.errors import NoPlanError
 
 LLAMA = "{small: {architecture: meta-llama/Llama-3.1-8B, weights: bf16}}"
@@ -178,15 +181,16 @@ def test_bisection_finds_the_first_option_that_holds_in_few_questions(first: int
 
 
 def test_counts_are_tried_one_by_one_and_large_ones_in_steps() -> None:
-    assert _counts(2, 6) == [3, 4, 5]
-    found = _counts(0, 1000)
+    assert counts(2, 6) == [3, 4, 5]
+    found = counts(0, 1000)
     assert found[:20] == list(range(1, 21))
     assert all(after / before <= 1.05 for before, after in itertools.pairwise(found[20:]))
 
 
 def test_a_search_that_is_cut_short_says_so_and_its_mends_still_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conflicts, "TO_MEND", 0)
-    monkeypatch.setattr(conflicts, "TO_ANSWER", 10)  # enough for one question, not for the whole ladder
+    monkeypatch.setattr(conflicts, "TO_ANSWER", 10)
+    monkeypatch.setattr(conflict_search, "TO_ANSWER", 10)  # enough for one question, not for the whole ladder
     error = conflict(models=LLAMA, traffic=WARM, pools=(ONE,))
     for text in softened(error, CUT_SHORT):
         assert plan_of(models=LLAMA, traffic=text, pools=(ONE,)).groups
@@ -195,6 +199,7 @@ def test_a_search_that_is_cut_short_says_so_and_its_mends_still_hold(monkeypatch
 def test_without_any_simulation_the_statements_are_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TO_FIND", "TO_SLOW", "TO_MEND", "TO_ANSWER"):
         monkeypatch.setattr(conflicts, name, 0)
+    monkeypatch.setattr(conflict_search, "TO_ANSWER", 0)
     error = conflict(models=LLAMA, traffic=BUSY, pools=(ONE,))
     assert "hardware.pools[0] l40s: count: 1" in error.conflict
     assert error.mends == ()
@@ -209,11 +214,65 @@ def test_merged_relaxations_keep_each_other_in_one_section() -> None:
         pools[index] = pools[index].model_copy(update={"count": count})
         return stated.model_copy(update={"hardware": stated.hardware.model_copy(update={"pools": tuple(pools)})})
 
-    merged = _merged(stated, with_pool(0, 64), with_pool(1, 32))
+    merged = merged_specs(stated, with_pool(0, 64), with_pool(1, 32))
     assert [pool.count for pool in merged.hardware.pools] == [64, 32]
-    assert _merged(stated, stated, with_pool(1, 32)) == with_pool(1, 32)
+    assert merged_specs(stated, stated, with_pool(1, 32)) == with_pool(1, 32)
     limits = spec_of(rest="limits: {budget: $5/h, gpus: {small: 1}}")
     free = limits.model_copy(update={"limits": limits.limits.model_copy(update={"gpus": {}})})
     unpaid = limits.model_copy(update={"limits": limits.limits.model_copy(update={"budget_usd_per_hour": None})})
-    both = _merged(limits, free, unpaid).limits
+    both = merged_specs(limits, free, unpaid).limits
     assert (both.gpus, both.budget_usd_per_hour) == ({}, None)
+
+
+def test_statements_that_must_give_way_together_are_offered_with_what_a_plan_uses() -> None:
+    rest = "limits: {{budget: ${}/h, gpus: {{small: {}}}, power: {}}}"
+    parts: dict[str, Any] = {"models": LLAMA, "traffic": BUSY}
+    error = conflict(**parts, rest=rest.format(1, 1, "200W"))
+    assert error.conflict[0] == "limits.power: 0.2kW"  # one device alone draws more
+    found = re.match(
+        r"limits\.budget: \$([\d.]+)/h, limits\.gpus\.small: (\d+), limits\.power: ([\d.]+kW)",
+        mend_of(error, "together: "),
+    )
+    assert found is not None
+    assert plan_of(**parts, rest=rest.format(*found.groups())).groups
+
+
+def test_one_gpu_by_stock_and_by_budget_gives_way_together() -> None:
+    parts: dict[str, Any] = {"models": LLAMA, "traffic": CHAT.replace("4/s", "80/s")}
+    error = conflict(**parts, pools=(ONE,), rest="limits: {budget: $1/h}")
+    found = re.match(r"hardware\.pools\[0\] l40s: count: (\d+), limits\.budget: \$(.+)/h", mend_of(error, "together: "))
+    assert found is not None
+    count, budget = found.groups()
+    pools = (ONE.replace("count: 1", f"count: {count}"),)
+    assert plan_of(**parts, pools=pools, rest=f"limits: {{budget: ${budget}/h}}").groups
+
+
+def test_too_little_power_and_its_least_change() -> None:
+    parts: dict[str, Any] = {"models": LLAMA, "traffic": BUSY}
+    error = conflict(**parts, rest="limits: {power: 400W}")
+    assert "limits.power: 0.4kW" in error.conflict
+    power = mend_of(error, "limits.power: ")
+    assert plan_of(**parts, rest=f"limits: {{power: {power}}}").cost.gpus >= 2
+
+
+def test_nodes_that_cannot_be_spared() -> None:
+    pool = "{name: n, device: l40s, count: 2, gpus_per_node: 1, price: $1/h, rent: node}"
+    parts: dict[str, Any] = {"models": LLAMA, "traffic": BUSY, "pools": (pool,)}
+    error = conflict(**parts, rest="limits: {survive_node_failures: 2}")
+    assert "limits.survive_node_failures: 2" in error.conflict
+    count = mend_of(error, "hardware.pools[0] n: count: ")
+    mended = (pool.replace("count: 2", f"count: {count}"),)
+    assert plan_of(**{**parts, "pools": mended}, rest="limits: {survive_node_failures: 2}").groups
+
+
+def test_what_is_named_has_a_plan_without_any_one_of_it_and_none_with_all() -> None:
+    """The set in conflict is irreducible: of two reasons, one is named, and what has no part in it is not."""
+    rest = "limits: {budget: $1/h, confidence: 50%}\nchoices: {small: {pool: l40s}}"
+    error = conflict(models=LLAMA, traffic=BUSY, pools=(L40S, L40S.replace("name: l40s", "name: b")), rest=rest)
+    assert error.conflict[0] == "limits.budget: $1/h"
+    assert not any(text.startswith(("limits.confidence", "choices", "hardware")) for text in error.conflict)
+
+
+def test_where_one_request_alone_is_too_slow_no_rate_is_offered() -> None:
+    error = conflict(traffic=CHAT.replace("50ms", "1us"))
+    assert not any(text.startswith("traffic: ") for text in (*error.conflict, *error.mends))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from planner.estimate import Point, deployment_of, explain_point, predict_point, predict_rows, protocol_of
 from planner.estimate.closed_loop import Rules, run_closed_loop
-from planner.estimate.protocol import IN_STEP, INFERENCEX, SWEEP
+from planner.estimate.protocol import ALMOST_EQUAL, EQUAL, INFERENCEX, NEARLY_EQUAL, SWEEP, Protocol
 from planner.estimate.replica import kv_dtype, simulate_point
 from specs.catalog import load_engine
 from specs.document import DType
@@ -161,10 +161,47 @@ def test_prompts_wait_for_company_while_others_decode() -> None:
     assert waited.ttft_s[2] - at_once.ttft_s[2] == pytest.approx(steps, rel=1e-3)
 
 
+def test_whole_prompts_share_a_step_only_where_they_fit() -> None:
+    """Steps of 512 tokens: three prompts of 300 one after the other, or cut to fill two steps."""
+    lengths, step = ([300] * 3, [2] * 3), LinearStep()
+    cut = run_closed_loop(step, rules(), 3, *lengths)  # type: ignore[arg-type]
+    whole = run_closed_loop(step, rules(whole=True), 3, *lengths)  # type: ignore[arg-type]
+    assert cut.ttft_s[0] == pytest.approx(step.prefill_s(0, 0.0, [(512, 0)], 1))
+    assert whole.ttft_s[0] == pytest.approx(step.prefill_s(0, 0.0, [(300, 0)], 1))
+    second = step.prefill_s(1, 301.0, [(300, 0)], 1)
+    assert whole.ttft_s[1] - whole.ttft_s[0] == pytest.approx(second)
+    long = run_closed_loop(step, rules(whole=True), 1, [700], [2])  # type: ignore[arg-type]
+    assert long.ttft_s[0] == pytest.approx(2 * 0.012 + 1e-4 * 700)  # no step holds it: it is cut
+
+
+def test_clients_in_step_wait_for_each_others_prompts() -> None:
+    """Equal outputs keep prompts together, and first tokens as late, however seldom they come; others spread them."""
+
+    def ttft(protocol: Protocol, osl: int) -> float:
+        own = rules(budget=protocol.step_tokens(400, 16, 512))
+        prompts, outputs = protocol.lengths(400, osl, 16)
+        found = run_closed_loop(LinearStep(), own, 16, prompts, outputs)  # type: ignore[arg-type]
+        return protocol.means(found, 16)[0]
+
+    spread = dataclasses.replace(EQUAL, output_low=0.85, output_high=1.15)
+    assert ttft(EQUAL, 1024) == pytest.approx(ttft(EQUAL, 256), rel=0.1)
+    assert ttft(spread, 1024) < 0.85 * ttft(EQUAL, 1024)
+
+
+def test_the_token_budget_of_published_runs() -> None:
+    assert SWEEP.step_tokens(4096, 64, default=8192) == 8192
+    assert EQUAL.step_tokens(4096, 64, default=8192) == 4160
+    assert ALMOST_EQUAL.step_tokens(128, 16, default=8192) == 3072
+    assert ALMOST_EQUAL.step_tokens(4000, 16, default=8192) == 4016
+
+
 def test_lengths_of_the_clients() -> None:
-    assert protocol_of(1024, 8192, 64, "vllm") is INFERENCEX
-    assert protocol_of(4096, 512, 64, "vllm") is SWEEP
-    assert protocol_of(4000, 500, 4, "sglang") is IN_STEP
+    assert protocol_of(1024, 8192, "vllm") is INFERENCEX
+    assert protocol_of(4096, 512, "vllm") is EQUAL
+    assert protocol_of(4096, 512, "capstan") is SWEEP
+    assert protocol_of(4096, 512, "capstan", mixture=True) is NEARLY_EQUAL
+    assert protocol_of(1024, 128, "trtllm", mixture=True) == dataclasses.replace(ALMOST_EQUAL, whole_prompts=True)
+    assert protocol_of(1024, 1024, "sglang") == dataclasses.replace(INFERENCEX, least_tokens=16_384)
     prompts, outputs = INFERENCEX.lengths(1024, 8192, 64)
     assert min(prompts) >= 819
     assert max(prompts) <= 1024

@@ -13,9 +13,10 @@ import pytest
 
 from benchmarks import expert_placement as benchmark
 from benchmarks.published import run
+from planner.optimize import expert_placement_pairs as pairs
 from planner.optimize.expert_placement import ExpertLoads, device_loads, place_experts
 from planner.optimize.expert_placement_bound import apportion, no_placement, plain_bound
-from planner.optimize.expert_placement_pairs import no_pairing, pair_prices
+from planner.optimize.expert_placement_pairs import close_pairs, no_pairing, pair_programme
 from specs.errors import InputError, NoPlanError
 
 
@@ -166,7 +167,7 @@ def test_prices_of_pairs_never_refute_what_exists(seed: int) -> None:
     loads = draw_loads("zipf" if seed % 2 else "lognormal", 2, 5, seed)
     optima = np.array([brute_force(row.tolist(), 8, 4) for row in loads])
     for aim in (0.8, 0.97, 1.1):
-        prices = pair_prices(loads[0] / (optima[0] * aim), 8)
+        _, prices = pair_programme(loads[0] / (optima[0] * aim), 8)
         assert not no_pairing(loads, optima * (1 + 1e-9), 8, prices).any()
     size = np.array([0.2, 0.5, 0.6, 0.8, 1.0])
     companion = np.minimum(1 - size, 1.0)
@@ -179,6 +180,60 @@ def test_prices_of_pairs_sharpen_the_bound_of_skewed_layers() -> None:
     assert (found.max_load <= 1.01 * found.bound).all()
     plain = plain_bound(loads, 288, 144)
     assert (found.bound > 1.5 * plain).all()
+
+
+@pytest.mark.parametrize("seed", [2, 15])
+def test_programmes_over_pairings_find_better_replicas_and_bounds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads without large experts, two slots a device: without programmes search and bound are 7 % apart."""
+    loads = np.random.default_rng(seed).integers(0, 200, (1, 256)).astype(float)
+    instance = ExpertLoads(loads, 320, 1, 1, 160)
+    found = place_experts(instance)
+    assert found.max_load[0] <= 1.01 * found.bound[0]
+    monkeypatch.setattr(pairs, "MOST_PROGRAMMES", 0)
+    without = place_experts(instance)
+    assert without.max_load[0] > 1.02 * found.max_load[0]
+    assert without.bound[0] < found.bound[0]
+
+
+def test_a_programme_for_too_low_a_limit_gives_no_numbers_of_replicas() -> None:
+    counts, _ = pair_programme(np.full(4, 1.5), 6)  # eight replicas are needed
+    assert counts is None
+    counts, _ = pair_programme(np.array([1.0, 0.4, 0.4, 0.2]), 6)
+    assert counts is not None
+    assert counts.sum() == 6
+
+
+def test_closing_gaps_never_raises_a_load_or_lowers_a_bound() -> None:
+    loads = draw_loads("lognormal", 3, 24, 2)
+    value, bound = np.full(3, loads.sum(axis=1).max()), plain_bound(loads, 32, 16)
+    better, raised = close_pairs(loads, value, bound, 32)
+    assert (raised >= bound).all()
+    assert better
+    assert all(counts.sum() == 32 and counts.min() >= 1 for counts in better.values())
+
+
+def test_a_hot_expert_without_spare_slots_is_placed() -> None:
+    """As many slots as experts: no replica can move."""
+    loads = np.ones((48, 128))
+    loads[:, 5] = 40.0
+    found = place_experts(ExpertLoads(loads, 128, 1, 1, 8))
+    assert found.max_load == pytest.approx(np.full(48, 55.0))  # 40 and fifteen others
+    assert (found.bound <= found.max_load).all()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_shape_is_placed(seed: int) -> None:
+    """Few experts, one slot, no spare slots, equal or no loads, groups that do and do not divide among nodes."""
+    draw = np.random.default_rng(seed)
+    experts, devices = int(draw.choice([1, 2, 3, 4, 8, 16])), int(draw.choice([1, 2, 4, 8]))
+    nodes = int(draw.choice([k for k in (1, 2, 4) if devices % k == 0]))
+    groups = int(draw.choice([k for k in (1, 2, 4, 8) if experts % k == 0]))
+    slots = -(-experts // devices) + int(draw.choice([0, 0, 1, 2]))
+    kinds = (draw.lognormal(0, 1, (2, experts)), draw.integers(0, 3, (2, experts)), np.full((2, experts), seed % 2))
+    loads = kinds[seed % 3].astype(float)
+    found = place_experts(ExpertLoads(loads, slots * devices, groups, nodes, devices))
+    assert found.max_load == pytest.approx(device_loads(loads, found.experts).max(axis=1))
+    assert (found.bound <= found.max_load * (1 + 1e-9)).all()
 
 
 def test_apportionment_gives_replicas_to_the_largest_share() -> None:

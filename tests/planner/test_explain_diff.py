@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from planning import CHAT, H100, L40S, plan_of
 
+from planner.amounts import amount
 from planner.diff import diff
 from planner.discards import discarded_configurations
 from planner.explain import explain, nearest_misses
+from planner.layout_words import layout_words
 from planner.problem import Problem, pose
 from specs.deployment import DeploymentSpec
-from specs.plan import Plan
+from specs.plan import Layout, Plan
 
 LLAMA = "{small: {architecture: meta-llama/Llama-3.1-8B, weights: [bf16, fp8]}}"
 A10G = "{name: a10g, device: a10g, count: 4, gpus_per_node: 4, price: $5/h, rent: gpu}"
@@ -37,7 +39,9 @@ def test_every_configuration_is_used_or_discarded_and_the_counts_add_up(plan: Pl
     used = {
         (group.pool, group.layout.model_dump_json(), group.weights_dtype, group.cache.kv_dtype) for group in plan.groups
     }
-    assert len(plan.discarded) + len(used) == every
+    sides = [item for item in plan.discarded if item.configuration.role != "unified"]  # those that were looked at
+    assert len(plan.discarded) - len(sides) + len(used) == every
+    assert len({item.configuration.model_dump_json() for item in sides}) == len(sides) <= len(problem.role_families)
     assert sum(plan.discarded_counts.values()) == len(plan.discarded)
     assert explain(plan).counts == plan.discarded_counts
 
@@ -103,9 +107,41 @@ def test_what_binds_is_what_has_no_room(plan: Plan) -> None:
     assert "limits.budget" not in {item.statement for item in plan_of().binding}
 
 
+def test_power_without_room_binds() -> None:
+    """An L40S may draw 350 W."""
+    traffic = CHAT.replace("4/s", "1/s")
+    near, far = (plan_of(traffic=traffic, rest=f"limits: {{power: {watts}W}}") for watts in (360, 700))
+    assert [item.used for item in near.binding if item.statement == "limits.power"] == ["0.35 kW"]
+    assert not [item for item in far.binding if item.statement == "limits.power"]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "text"),
+    [
+        ("cost", 43.2, "$43.20/h"),
+        ("gpus", 1, "1 GPU"),
+        ("gpus", 2.5, "2.5 GPUs"),
+        ("energy", 543, "543 W"),
+        ("energy", 8200, "8.2 kW"),
+        ("carbon", 217, "217 g CO2/h"),
+        ("traffic", 10.13, "10.13 x the traffic"),
+        ("throughput", 2996, "2,996 output tokens/s"),
+        ("goodput", 30, "30 requests/s"),
+    ],
+)
+def test_values_are_told_in_the_unit_of_their_objective(quantity: str, value: float, text: str) -> None:
+    assert amount(quantity, value) == text
+
+
+def test_layouts_name_what_is_not_one() -> None:
+    assert layout_words(Layout(tensor_parallel=2, pipeline_stages=(4,))) == "TP 2"
+    wide = Layout(tensor_parallel=1, pipeline_stages=(2, 2), attention_data_parallel=8, expert_parallel=8)
+    assert layout_words(wide) == "TP 1 PP 2 attention DP 8 EP 8"
+
+
 def test_the_summary_states_value_bound_and_laws(plan: Plan) -> None:
     first, second, third = explain(plan).summary
-    assert first.startswith("minimise cost: 2 $/h; no plan under this cost model is below")
+    assert first.startswith("minimise cost: $2.00/h; no plan under this cost model is below $")
     assert f"{plan.certificate.simulations} simulations" in second
     checks = len(plan.certificate.checks)
     assert third.startswith(f"{checks} of {checks} laws hold")
@@ -121,7 +157,7 @@ def test_a_difference_is_named_with_both_sides() -> None:
     replicas = [sides for (topic, what), sides in found.items() if topic == "decision" and what.endswith("replicas")]
     assert replicas == [("1", "2")]
     assert found["cost", "per hour"] == ("$1.00", "$2.00")
-    assert found["certificate", "value"] == ("1", "2")
+    assert found["certificate", "value"] == ("$1.00/h", "$2.00/h")
     topics = [item.topic for item in diff(old, new)]
     assert topics == sorted(topics, key=["decision", "cost", "prediction", "certificate", "spec"].index)
 
@@ -142,7 +178,10 @@ def test_what_no_load_could_serve_is_not_called_cheaper() -> None:
     alone = [
         item
         for item in made.discarded
-        if item.configuration.pool == "l4" and item.configuration.tensor_parallel == 1 and item.reason != "pipeline"
+        if item.configuration.pool == "l4"
+        and item.configuration.tensor_parallel == 1
+        and item.configuration.role == "unified"
+        and item.reason != "pipeline"
     ]
     assert alone
     for item in alone:

@@ -148,8 +148,8 @@ def test_the_benchmark_prints_one_line_a_point(
     [
         ('{"input": {', 2, r"a.json:1: is not JSON"),
         (json.dumps({**document(), "point": []}), 2, "point: unknown key; did you mean 'points'"),
-        (json.dumps(document(gpu_info={})), 2, "inventory of zero"),
-        (json.dumps(document(gpu_info={"a": {"cost": 1, "tputs": [[2, 1]], "inventory": 0}})), 2, "inventory of zero"),
+        (json.dumps(document(gpu_info={})), 2, "there are no device types"),
+        (json.dumps(document(gpu_info={"a": {"cost": 1, "tputs": [[2, 1]], "inventory": 0}})), 3, "inventory of zero"),
         (json.dumps(document(gpu_info={"a": {"cost": 1, "tputs": [[2]]}})), 2, "shape of workload_distribution"),
         (json.dumps(document(total_request_rate=-1)), 2, "input.total_request_rate: must be a finite number"),
         (json.dumps(document(gpu_info={"a": {"cost": 1, "tputs": [[2, 0]]}})), 3, "no device type serves bucket 1"),
@@ -169,3 +169,20 @@ def test_bad_files_end_with_one_message(
     told = capsys.readouterr()
     assert (ended.value.code, told.out) == (code, "")
     assert re.search(message, told.err)
+
+
+def test_points_take_the_rate_of_the_input_and_further_notes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that is not known and looks like none that is changes nothing, and is named."""
+    path = tmp_path / "a.json"
+    content = {
+        **document(total_request_rate=4.0),
+        "points": [{"slice_factor": 2}, {"total_request_rate": 1, "tool": "x"}],
+    }
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr("sys.argv", ["x", str(path)])
+    run(benchmark.main)
+    told = capsys.readouterr()
+    assert [json.loads(line)["total_request_rate"] for line in told.out.splitlines()] == [4.0, 1.0]
+    assert "warning: points[1].tool: key is not known and changes nothing" in told.err

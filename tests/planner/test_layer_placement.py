@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from planner.optimize.layer_placement import boundaries, named
 from planner.optimize.layer_placement.anneal import Flows, State, anneal
 from planner.optimize.layer_placement.bound import throughput_bound
 from planner.optimize.layer_placement.boundaries import place_on_boundaries
-from planner.optimize.layer_placement.flow import pipeline_flow
+from planner.optimize.layer_placement.flow import pipeline_flow, placement_flow
 from planner.optimize.layer_placement.instance import LayerInstance, Placement, max_flow
+from planner.optimize.layer_placement.link_bound import link_bound, machine_classes, machines_for_handing_over
 from planner.optimize.layer_placement.place import place_layers
+from planner.optimize.layer_placement.ranges import RangeSearch, search_ranges
+from planner.optimize.layer_placement.regions import groupings, region_levels, restricted
+from planner.optimize.layer_placement.search import Effort, search_stages
 from planner.optimize.layer_placement.stages import Stage, best_stages, patterns, stage_speed
 from specs.errors import InputError, NoPlanError
 
@@ -193,6 +198,115 @@ def test_without_the_exact_programmes_the_search_answers(
     assert found.tokens_per_s == pytest.approx(max_flow(instance, found.placement))
 
 
+def regions(instance: LayerInstance, homes: tuple[int, ...], slow: float) -> LayerInstance:
+    """The same machines, with `slow` links between those of different homes."""
+    links = {(i, j): c if homes[i] == homes[j] else slow for (i, j), c in instance.links.items()}
+    return replace(instance, links=links)
+
+
+def test_pipelines_of_regions_work_side_by_side() -> None:
+    """Two regions of unlike machines: 3 x 40 of one and 2 x 25 of the other; hardly anything passes between them."""
+    speeds = {"a": {2: 40.0}, "b": {3: 25.0}}
+    homes = (0, 1, 0, 1, 0, 1, 0, 1, 0, 0)
+    types = tuple("ab"[home] for home in homes)
+    instance = regions(cluster(types, speeds, 6, link=1000.0), homes, 1.0)
+    assert [set(group) for group in groupings(instance)[0]] == [{0, 2, 4, 6, 8, 9}, {1, 3, 5, 7}]
+    found = place_layers(instance, time_limit_s=20.0)
+    assert found.tokens_per_s == pytest.approx(2 * 40.0 + 2 * 25.0)
+
+
+def test_regions_are_looked_for_at_every_wide_step_of_capacity() -> None:
+    links = {(0, 1): 100.0, (2, 3): 100.0, (1, 2): 10.0, (3, 4): 1.0, (4, 0): 1.0}
+    instance = cluster(("a",) * 5, {"a": {1: 10.0}}, 2, links=links)
+    assert sorted(region_levels(instance)) == [[(0, 1), (2, 3), (4,)], [(0, 1, 2, 3), (4,)]]
+    assert [way for way in groupings(instance) if (0, 1) in way and len(way) == 2] == [((0, 1), (2, 3, 4))]
+    part = restricted(instance, (1, 2))
+    assert part is not None
+    assert part.links == {(0, 1): 10.0}
+    unlinked = cluster(
+        ("a",) * 3, {"a": {1: 10.0}}, 1, links={(0, 1): 1.0, (1, 2): 1.0}, sources={0: 9.0}, sinks={2: 9.0}
+    )
+    assert restricted(unlinked, (0, 2)) is None
+
+
+def test_no_groups_of_regions_that_cannot_hold_every_layer() -> None:
+    instance = regions(cluster(("a",) * 6, {"a": {1: 10.0}}, 4), (0, 0, 0, 1, 1, 1), 1.0)
+    assert region_levels(instance)
+    assert groupings(instance) == []
+
+
+def test_ranges_that_do_not_align_are_found_by_annealing() -> None:
+    """Two paths a -> a (2 + 2 layers) and b -> b (3 + 1) carry 20, started from the one."""
+    instance = cluster(("a", "a", "b", "b"), {"a": {2: 10.0}, "b": {1: 10.0, 3: 10.0}}, 4)
+    start: Placement = {0: (0, 2), 1: (2, 4)}
+    flow, placement = search_ranges(instance, start, 100.0, Effort(60_000, float("inf")), 0)
+    assert flow == pytest.approx(20.0)
+    assert max_flow(instance, placement) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cuts_of_ranges_bound_the_flow(seed: int) -> None:
+    """Whatever the state; and the search's own maximum flow is that of networkx."""
+    instance, draw = random_cluster(seed % 5, slow_links=True), random.Random(seed)
+    search = RangeSearch(instance, draw)
+    options = [(s, s + k) for s in range(instance.layers) for k in range(1, instance.layers - s + 1)]
+    spans = tuple(
+        draw.choice([None, *(span for span in options if instance.speed(machine, span[1] - span[0]) > 0)])
+        for machine in range(4)
+    )
+    placement = {machine: span for machine, span in enumerate(spans) if span is not None}
+    flow = max_flow(instance, placement)
+    assert placement_flow(instance, placement) == pytest.approx(flow)
+    assert flow <= min(search.cuts(spans)) * (1 + 1e-9)
+
+
+def test_equal_effort_gives_equal_answers() -> None:
+    instance = regions(cluster(("a", "b") * 5, {"a": {1: 90.0, 2: 40.0}, "b": {1: 50.0}}, 6), (0,) * 5 + (1,) * 5, 20.0)
+    proof = throughput_bound(instance)
+    states = [search_stages(instance, 200.0, proof, Effort(10_000, float("inf")), 3) for _ in range(2)]
+    assert states[0] == states[1] is not None
+    placements = [
+        search_ranges(instance, states[0].placement(), 1e9, Effort(20_000, float("inf")), 3)  # type: ignore[union-attr]
+        for _ in range(2)
+    ]
+    assert placements[0] == placements[1]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_the_link_bound_holds(seed: int, optima: dict[tuple[int, bool], float]) -> None:
+    instance = random_cluster(seed, slow_links=True)
+    loose = sum(max(instance.tokens_per_s[kind].values()) for kind in instance.types)
+    assert link_bound(instance, loose, float("inf")) >= optima[seed, True] * (1 - 1e-9)
+
+
+def test_the_link_bound_knows_slow_ends_hubs_and_thin_links() -> None:
+    types, speeds = ("a",) * 6, {"a": {1: 100.0}}
+    free = cluster(types, speeds, 3)
+    assert link_bound(free, 200.0, float("inf")) == pytest.approx(200.0, rel=1e-4)
+    slow_ends = replace(free, sources=dict.fromkeys(range(6), 30.0))
+    assert 100.0 <= link_bound(slow_ends, 200.0, float("inf")) <= 115.0  # the optimum is 100
+    star = replace(free, links={(i, j): 1e6 for i in range(6) for j in range(6) if i != j and 0 in (i, j)})
+    assert link_bound(star, 200.0, float("inf")) == pytest.approx(100.0, rel=1e-3)  # the middle layer is the hub's
+    thin = cluster(types, speeds, 3, link=20.0)
+    assert 80.0 <= link_bound(thin, 200.0, float("inf")) <= 102.0  # two machines a layer, four links of 20: 80
+
+
+def test_machines_for_handing_over() -> None:
+    """2 machines hand over one link's capacity, 3 two links', 4 four links', 5 six."""
+    assert machines_for_handing_over(10.0, 10.0) == pytest.approx(2 / 10)
+    assert machines_for_handing_over(10.0, 5.0) == pytest.approx(2 / 5)
+    assert machines_for_handing_over(10.0, 40.0) == pytest.approx(4 / 40)
+    assert machines_for_handing_over(10.0, 60.0) == pytest.approx(5 / 60)
+    assert machines_for_handing_over(10.0, 1e-3) == pytest.approx(2 / 1e-3)
+
+
+def test_machines_that_can_change_places_are_one_class() -> None:
+    instance = cluster(("a", "b", "a", "a"), {"a": {1: 1.0}, "b": {1: 1.0}}, 1)
+    assert [kind.machines for kind in machine_classes(instance)] == [(0, 2, 3), (1,)]
+    apart = replace(instance, links={**instance.links, (0, 1): 5.0})
+    assert [kind.machines for kind in machine_classes(apart)] == [(0,), (1,), (2, 3)]
+
+
 def test_a_published_optimum_is_proven() -> None:
     """Helix, 10 machines, LLaMA-30B: 286.58741 tokens/s (Gurobi: 3803 s on 20 threads)."""
     instance = benchmark.parse(json.loads(PUBLISHED.read_text()))
@@ -246,9 +360,9 @@ def test_the_benchmark_prints_one_line_a_file(
         (document(links=[[0, 1]]), 2, r"links\[0\]: must be \[machine, machine, tokens/s\]"),
         (document(links=[[0, 1, 3], [0, 1, 4]]), 2, r"links\[1\]: joins"),
         (document(links=[[0, 5, 3]]), 2, "machine 5 does not exist; there are 2"),
-        (document(links=[]), 2, "machines 0, 1 lie on no path from source to sink"),
+        (document(links=[]), 3, "no machine lies on a path of links from source to sink"),
         (document(layers=3), 3, "all machines together hold 2 layers of 3"),
-        (document(links=[[0, 1, 0.0]]), 3, "no placement was found that carries anything"),
+        (document(links=[[0, 1, 0.0]]), 3, "no placement carries anything: links without capacity"),
     ],
 )
 def test_bad_files_end_with_one_message(
@@ -273,3 +387,15 @@ def test_what_is_no_instance_or_placement_is_refused() -> None:
         cluster(("b",), {"a": {1: 1.0}}, 1)
     with pytest.raises(ValueError, match="machine 0 cannot hold layers 0 to 2"):
         max_flow(cluster(("a", "a"), {"a": {1: 1.0}}, 2), {0: (0, 2)})
+
+
+def test_machines_that_nothing_reaches_are_left_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machine 2 has no links but one to itself."""
+    call(tmp_path / "a.json", document(machines=["a"] * 3, links=[[0, 1, 8.0], [2, 2, 5.0]]), monkeypatch)
+    line = json.loads(capsys.readouterr().out)
+    assert line["objective"] == pytest.approx(8.0)
+    assert line["bound"] == pytest.approx(8.0)
+    with pytest.raises(NoPlanError, match="hold 2 layers of 3, without 1 on no path"):
+        benchmark.parse(document(layers=3, machines=["a"] * 3))

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from planning import CHAT, H100, L40S, problem_of
 
+from planner.optimize import judging
 from planner.optimize import master as module
+from planner.optimize.decision import routes_of
 from planner.optimize.master import Bought, Master, alone
 from planner.optimize.programme import Pool
 from planner.optimize.solve import solve
@@ -46,9 +48,9 @@ def priced_in_full(problem: Problem) -> Master:
 def test_lazy_pricing_finds_the_value_of_pricing_everything_in_fewer_simulations(traffic: str) -> None:
     problem = problem_of(models=LLAMA, pools=(L40S, H100), traffic=traffic)
     lazy, full = problem.master(), priced_in_full(problem)
-    found = lazy._solve_lazily()
+    found = lazy._solve_lazily(lazy.families)
     assert found is not None
-    best = solve(full._programme(proven=True))
+    best = solve(full._programme(full.families, proven=True))
     assert found[0].value <= best.value + 1e-6  # a price found by another path may lie a rung higher, never lower
     assert found[1] <= found[0].value + 1e-6
     assert lazy.pricer.simulations < full.pricer.simulations
@@ -88,7 +90,7 @@ def test_a_bound_above_the_value_is_not_hidden(problem: Problem, monkeypatch: py
 def test_every_class_is_split_in_proportion_to_what_replicas_carry(problem: Problem) -> None:
     master = priced_in_full(problem)
     passed = [bracket for bracket in master.brackets.values() if bracket.lower > 0][:2]
-    routes = master._routes((Bought(passed[0], 3), Bought(passed[1], 1)))
+    routes = routes_of((Bought(passed[0], 3), Bought(passed[1], 1)), master.template.classes)
     carried = [3 * passed[0].lower, passed[1].lower]
     assert [route.share for route in routes] == pytest.approx([part / sum(carried) for part in carried])
 
@@ -111,22 +113,51 @@ def test_a_refuted_plan_takes_load_from_the_guilty_only() -> None:
 def test_a_plan_that_is_refuted_once_is_made_again_with_less_load(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = module.broken_limits, []
+    real, calls = judging.broken_limits, []
 
     def refute_first(*arguments: Any) -> Any:
         calls.append(real(*arguments))
         return (("chat: p90 TPOT",), frozenset({"tpot"})) if len(calls) == 1 else calls[-1]
 
-    monkeypatch.setattr(module, "broken_limits", refute_first)
+    monkeypatch.setattr(judging, "broken_limits", refute_first)
+    monkeypatch.setattr("planner.optimize.master.retuned", lambda *_: iter(()))
     decision = problem.master().decide()
     assert decision is not None
     assert len(calls) >= 2
     assert all(item.column.factor < 1.2 for item in decision.bought)
+    assert decision.refuted == 1
+    assert decision.priced_bound <= decision.value
+
+
+def test_a_plan_that_is_refuted_tries_other_limits_before_it_loses_load(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = problem.master().decide()
+    real, seen = judging.broken_limits, []
+
+    def refute_these_budgets(result: Any, *arguments: Any) -> Any:
+        budgets = {item.column.variant.limits.max_num_batched_tokens for item in seen[-1]}
+        told = ("chat: p90 TPOT <= 0.05 s (met by 80.0%)",), frozenset({"tpot"})
+        return told if budgets & refused else real(result, *arguments)
+
+    judged = Master._judged
+
+    def remember(self: Master, bought: Any, *arguments: Any) -> Any:
+        seen.append(bought)
+        return judged(self, bought, *arguments)
+
+    refused = {item.column.variant.limits.max_num_batched_tokens for item in usual.bought}
+    monkeypatch.setattr(judging, "broken_limits", refute_these_budgets)
+    monkeypatch.setattr(Master, "_judged", remember)
+    decision = problem.master().decide()
+    assert decision.value == usual.value
+    assert decision.refuted == 0
+    assert all(item.column.variant.limits.max_num_batched_tokens < min(refused) for item in decision.bought)
 
 
 def test_a_search_that_gives_up_says_so_and_does_not_call_it_a_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = problem_of()
-    monkeypatch.setattr(module, "broken_limits", lambda *arguments: (("chat: p90 TPOT",), frozenset({"tpot"})))
+    problem = problem_of(pools=(L40S.replace("count: 8", "count: 64"),))
+    monkeypatch.setattr(judging, "broken_limits", lambda *arguments: (("chat: p90 TPOT",), frozenset({"tpot"})))
     with pytest.raises(NoPlanError, match="does not prove that there is none") as caught:
         problem.master().decide()
     assert caught.value.conflict == ("chat: p90 TPOT",)

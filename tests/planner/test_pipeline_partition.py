@@ -149,3 +149,17 @@ def test_the_published_splits_of_vgg16_come_out(
     assert four["stages"] == [{"range": [0, 15], "machines": 3}, {"range": [15, 40], "machines": 1}]
     assert four["objective"] == pytest.approx(0.175732624, rel=1e-9)
     assert eight["objective"] == pytest.approx(0.09351323, rel=1e-9)
+
+
+def test_profiles_with_several_outputs_and_stages_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes in brackets are those of several outputs; the stage of an earlier partition changes nothing."""
+    call(tmp_path / "p.txt", PROFILE, monkeypatch, "--machines", "4")
+    plain = json.loads(capsys.readouterr().out)
+    sizes = [re.sub(r"activation_size=([\d.]+)", r"activation_size=[\1; 3.0]", line) for line in PROFILE]
+    staged = [line if line.startswith("\t") else f"{line} -- stage_id=1" for line in sizes]
+    assert staged != PROFILE
+    call(tmp_path / "p.txt", staged, monkeypatch, "--machines", "4")
+    read = json.loads(capsys.readouterr().out)
+    assert (read["stages"], read["objective"]) == (plain["stages"], plain["objective"])

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from planning import plan_of, problem_of, spec_of, text_of
 
-from planner.optimize.conflict import _at_rate, _demand
+from planner.answers.conflict_words import demand
 from planner.plan import make_plan
 from planner.plan_simulation.simulate import simulate_plan
+from planner.plan_simulation.traffic import at_rate
 from planner.problem import compressed
 from planner.simulate import declared_workload
 from specs.deployment import parse_deployment
@@ -40,25 +41,27 @@ def plan() -> Plan:
     return plan_of(models=MODELS, traffic=TRAFFIC)
 
 
-def test_a_plan_says_what_it_makes_no_use_of(plan: Plan) -> None:
-    notes = " ".join(plan.predictions.notes)
-    assert "talk: turns are taken at their earliest moments" in notes
-    assert "day: what prompts share is not reused" in notes
+@pytest.fixture(scope="module")
+def uncached() -> Plan:
+    return plan_of(models=MODELS, traffic=TRAFFIC, rest="choices: {small: {prefix_caching: false}}")
+
+
+def test_a_plan_caches_what_prompts_share(plan: Plan, uncached: Plan) -> None:
+    assert all(group.cache.prefix_caching for group in plan.groups)
+    assert "of the prompt tokens are found in the prefix cache (simulated)" in " ".join(plan.predictions.notes)
+    assert not any(group.cache.prefix_caching for group in uncached.groups)
+    assert "group-0: what prompts share is not reused" in " ".join(uncached.predictions.notes)
     talk, day = plan.certificate.windows
     assert talk.source == "sessions of 5 turns at 0.5/s"
     assert (day.start_s + day.end_s) / 2 == 43_200, "around the peak"
     assert all(check.holds for check in plan.certificate.checks)
-    assert not any(group.cache.prefix_caching for group in plan.groups)
     rates = {item.request_class: item.rate_per_s for item in plan.predictions.classes}
     assert rates["day"] == pytest.approx(3.0, rel=0.15)
 
 
-def test_a_simulation_lets_turns_wait_and_a_prefix_cache_find_what_they_share(plan: Plan) -> None:
-    plain = simulate_plan(plan, Path(), seconds=200)
+def test_a_simulation_lets_turns_wait_and_a_prefix_cache_find_what_they_share(plan: Plan, uncached: Plan) -> None:
+    plain, cached = (simulate_plan(item, Path(), seconds=200) for item in (uncached, plan))
     assert plain["sessions"]["turns_mean"] > 1
-    group = plan.groups[0]
-    caching = group.model_copy(update={"cache": group.cache.model_copy(update={"prefix_caching": True})})
-    cached = simulate_plan(plan.model_copy(update={"groups": (caching,)}), Path(), seconds=200)
     first, second = (run["classes"][1]["ttft_s"]["p50"] for run in (plain, cached))
     assert second < first
     assert cached["groups"][0]["prefix_hit_rate"] > 0.5
@@ -66,12 +69,15 @@ def test_a_simulation_lets_turns_wait_and_a_prefix_cache_find_what_they_share(pl
 
 def test_headroom_and_fewer_conversations_scale_sessions_too() -> None:
     problem = problem_of(models=MODELS, traffic=TRAFFIC, rest="limits: {utilisation: 50%}")
-    assert problem.workload.after is None
-    assert problem.workload.horizon_s == problem.declared.horizon_s / 2
-    fewer = _at_rate(problem, 0.5)
+    workload, declared = problem.workload, problem.declared
+    assert workload.horizon_s == declared.horizon_s / 2
+    assert workload.gap_s is not None
+    assert declared.gap_s is not None
+    assert workload.gap_s.tolist() == (declared.gap_s / 2).tolist(), "turns come twice as fast, too"
+    fewer = at_rate(problem.spec, problem.base_dir, 0.5)
     assert fewer.traffic[0].sessions is not None
     assert fewer.traffic[0].sessions.rate_per_s == 0.25
-    assert _demand(fewer) == "traffic: talk 0.25 sessions/s, day 1/s"
+    assert demand(fewer) == "traffic: talk 0.25 sessions/s, day 1/s"
 
 
 def test_deadlines_move_with_arrivals() -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from benchmarks import serving_errors
+from benchmarks.fit_engines import GROUP_WEIGHT, _weights
 from benchmarks.operator_scatter import scatter
 from benchmarks.serving_errors import QUANTILES, StepError, error_table, quantile, step_errors, write_step_errors
 from benchmarks.serving_scatter import plots
@@ -49,6 +50,14 @@ def test_groups_count_the_same_and_what_is_not_measured_borrows_the_largest() ->
     table = error_table(found)
     assert "| vllm | 2 | 9 | 1.000 | 2.000 |" in table
     assert "capstan: the largest of the measured engines: not measured itself." in table
+
+
+def test_a_group_counts_for_the_root_of_its_rows_in_the_fit() -> None:
+    rows = [*(row("many", 0.01) for _ in range(36)), *(row("some", 0.01) for _ in range(9))]
+    many, some = _weights(rows)[:36], _weights(rows)[36:]
+    assert many.sum() == pytest.approx(2 * some.sum())
+    assert some.sum() == pytest.approx(3 * GROUP_WEIGHT)
+    assert _weights(rows[:1]).tolist() == [GROUP_WEIGHT]
 
 
 @pytest.mark.parametrize("name", engine_names())

@@ -11,6 +11,7 @@ import pulp
 import pytest
 
 from planner.optimize import solve as module
+from planner.optimize.arrays import HighsModel, Outcome
 from planner.optimize.programme import Column, OptimisticFamily, Pool, Programme, slot_gpus
 from planner.optimize.solve import second_opinion, solve
 from specs.errors import CapstanError
@@ -135,73 +136,118 @@ def test_a_programme_of_families_bounds_every_plan_of_columns(seed: int) -> None
     assert solve(mixed).bound <= brute_force(replace(data, families=(), columns=columns)) + 1e-6
 
 
-class FakeHighs:
-    """A solver that stops in a given state."""
+def stopping(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
+    """HiGHS ends every run in this state, with 4 in every variable."""
 
-    state = (pulp.LpStatusOptimal, pulp.LpSolutionIntegerFeasible)
-
-    def __init__(self, **options: object) -> None:
-        self.options = options
-
-    def available(self) -> bool:
-        return True
-
-    def actualSolve(self, problem: pulp.LpProblem) -> int:  # noqa: N802 - PuLP's name
-        problem.solverModel = self
-        for variable in problem.variables():
+    def run(self: HighsModel, time_limit_s: float) -> Outcome:
+        for variable in self._variables:
             variable.varValue = 4.0
-        problem.assignStatus(*self.state)
-        return self.state[0]
+        return outcome
 
-    def getInfo(self) -> object:  # noqa: N802 - highspy's name
-        class Info:
-            mip_dual_bound = 3.0
-
-        return Info()
+    monkeypatch.setattr(HighsModel, "run", run)
 
 
 def test_a_time_limit_is_reported_as_one_with_its_own_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.pulp, "HiGHS", FakeHighs)
+    stopping(monkeypatch, Outcome("time limit", 3.0))
     found = solve(EASY)
     assert (found.status, found.value, found.bound, found.replicas) == ("time limit", 4.0, 3.0, {"a": 4})
 
 
 def test_no_answer_in_time_is_an_error_and_not_infeasibility(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.pulp, "HiGHS", FakeHighs)
-    monkeypatch.setattr(FakeHighs, "state", (pulp.LpStatusNotSolved, pulp.LpSolutionNoSolutionFound))
+    stopping(monkeypatch, Outcome("no plan", -math.inf, "Time limit reached"))
     with pytest.raises(CapstanError, match="stopped without a plan"):
         solve(EASY)
-    monkeypatch.setattr(FakeHighs, "state", (pulp.LpStatusInfeasible, pulp.LpSolutionInfeasible))
+    stopping(monkeypatch, Outcome("infeasible", math.inf))
     assert solve(EASY).status == "infeasible"
 
 
-def test_a_tie_break_that_fails_keeps_the_plan_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = module._run, []
+def knapsack(size: int) -> pulp.LpProblem:
+    """A problem that takes HiGHS long: `size` integers in rows of like numbers."""
+    draw = random.Random(5)
+    problem = pulp.LpProblem("knapsack", pulp.LpMinimize)
+    amounts = [pulp.LpVariable(f"n_{i:03}", 0, 9, cat=pulp.LpInteger) for i in range(size)]
+    problem += pulp.lpSum(draw.uniform(1, 2) * amount for amount in amounts)
+    for _ in range(size):
+        problem += pulp.lpSum(draw.randint(1, 40) * amount for amount in amounts) >= 20 * size
+    return problem
 
-    def run(problem: pulp.LpProblem, time_limit_s: float) -> tuple[str, str, float]:
-        calls.append(real(problem, time_limit_s))
+
+def test_a_run_that_highs_ends_early_is_a_time_limit_with_a_bound_below_its_plan() -> None:
+    problem = knapsack(60)
+    model = HighsModel(problem, 1e-6)
+    found = model.run(0.3)
+    assert found.status == "time limit"
+    assert found.bound < pulp.value(problem.objective)
+    again = model.run(0.3)  # its clock goes on; the limit is of this run
+    assert again.status == "time limit"
+    assert again.bound >= found.bound - 1e-6
+    assert HighsModel(knapsack(60), 1e-6).run(0.0).status == "no plan"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_model_that_is_changed_equals_one_that_is_written_anew(seed: int) -> None:
+    """Rows and variables that come later, and another goal, give what PuLP's own way gives to the whole problem."""
+
+    def parts() -> tuple[pulp.LpProblem, list[pulp.LpConstraint], pulp.LpAffineExpression]:
+        numbers = random.Random(seed)
+        problem = pulp.LpProblem("first", numbers.choice([pulp.LpMinimize, pulp.LpMaximize]))
+        x = pulp.LpVariable("x", 0, 7, cat=pulp.LpInteger)
+        y = pulp.LpVariable("y", -3, 5)
+        z = pulp.LpVariable("z", 0, 4, cat=pulp.LpInteger)
+        problem += numbers.uniform(1, 2) * x + numbers.uniform(-1, 1) * y + 3.0
+        problem += x + 2 * y + 1 >= numbers.uniform(0, 4)
+        return problem, [x + z <= 6, y + z == numbers.choice([1, 2.5])], 2 * x - z + y + 1
+
+    problem, rows, goal = parts()
+    model = HighsModel(problem, 1e-6)
+    found = model.run(10.0)
+    assert found.bound == pytest.approx(pulp.value(problem.objective))
+    model.add(rows)
+    model.aim(goal)
+    again = model.run(10.0)
+    written, rows, whole = parts()
+    for row in rows:
+        written += row
+    written.setObjective(whole)
+    written.sense = pulp.LpMinimize
+    written.solve(pulp.HiGHS(msg=False))
+    assert again.status == "optimal"
+    assert pulp.value(goal) == pytest.approx(pulp.value(whole)) == pytest.approx(again.bound)
+
+
+def test_a_problem_without_variables_is_judged_by_its_rows() -> None:
+    problem = pulp.LpProblem("empty", pulp.LpMinimize)
+    problem += pulp.lpSum([])
+    problem += pulp.lpSum([]) >= 1.0
+    assert HighsModel(problem, 1e-6).run(1.0).status == "infeasible"
+
+
+def test_a_tie_break_that_fails_keeps_the_plan_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = HighsModel.run, []
+
+    def run(self: HighsModel, time_limit_s: float) -> Outcome:
+        calls.append(real(self, time_limit_s))
         if len(calls) == 1:
             return calls[-1]
-        for variable in problem.variables():
+        for variable in self._variables:
             variable.varValue = 0.0
-        return calls[-1][0], "infeasible", 0.0
+        return Outcome("infeasible", math.inf)
 
-    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(HighsModel, "run", run)
     found = solve(EASY, ties="all")
     assert (found.status, found.replicas) == ("time limit", {"a": 4})
 
 
 def test_without_highs_cbc_answers_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeHighs, "available", lambda self: False)
-    monkeypatch.setattr(module.pulp, "HiGHS", FakeHighs)
-    found = solve(EASY)
+    monkeypatch.setattr(HighsModel, "available", lambda: False)
+    found = solve(EASY, ties="all")
     assert (found.solver, found.value, found.bound, found.status) == ("CBC", 4.0, 4.0, "optimal")
+    assert found.replicas == {"a": 4}
 
 
 def test_without_any_solver_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeHighs, "available", lambda self: False)
-    monkeypatch.setattr(module.pulp, "HiGHS", FakeHighs)
-    monkeypatch.setattr(module.pulp, "PULP_CBC_CMD", FakeHighs)
+    monkeypatch.setattr(HighsModel, "available", lambda: False)
+    monkeypatch.setattr(module.pulp.PULP_CBC_CMD, "available", lambda self: False)
     with pytest.raises(CapstanError, match="no solver found"):
         solve(EASY)
     assert second_opinion(EASY) is None

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,37 @@ def test_a_file_that_is_no_programme_ends_with_one_message(
         run(benchmark.main)
     assert ended.value.code == 2
     assert "bad.mps: is no MPS file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (("ROWS\n", "OBJSENSE\n    MAX\nROWS\n"), 2, "bad.mps: maximises"),
+        (
+            (" UP BND       y_0", " FX BND       y_0", " UP BND       y_1", " FX BND       y_1"),
+            3,
+            "no plan satisfies every row",
+        ),
+    ],
+)
+def test_programmes_without_an_answer_end_with_one_message(
+    change: tuple[str, ...],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "bad.mps"
+    problem = assignment(((5.0, 2.0), (4.0, 4.0)), COSTS)
+    problem.writeMPS(str(path))
+    text = path.read_text()
+    for old, new in zip(change[::2], change[1::2], strict=True):
+        assert old in text
+        text = re.sub(rf"{old} .*", f"{new}   0", text) if "BND" in old else text.replace(old, new)
+    path.write_text(text)
+    monkeypatch.setattr("sys.argv", ["x", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        run(benchmark.main)
+    assert ended.value.code == code
+    assert message in capsys.readouterr().err

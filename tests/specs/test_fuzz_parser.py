@@ -27,14 +27,14 @@ SNIPPETS = st.sampled_from(
 
 def outcome(source: str | bytes) -> DeploymentSpec | None:
     """Parse; anything but a spec or an `InputError` fails the test, and so does taking long."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         spec = parse_deployment(source, "fuzz.yaml").spec
     except InputError as error:
         spec, message = None, str(error)
     else:
         message = ""
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert "\n" not in message
     assert len(message) < 1500
     assert "pydantic" not in message

@@ -18,6 +18,7 @@ from itertools import pairwise
 from planner.optimize.layer_placement.flow import Group, pipeline_flow
 from planner.optimize.layer_placement.instance import LayerInstance, Placement
 
+MOST_REMEMBERED = 300_000  # flows, stages
 MOST_SIDE = 10  # machines of a stage up to which its cuts are enumerated
 HOT, COLD = 0.03, 0.002  # of the wanted flow: from 0.15 on chains lose what they started with
 
@@ -40,21 +41,43 @@ class State:
 
 @dataclass
 class Flows:
-    """Flows between neighbouring stages, remembered."""
+    """Flows between neighbouring stages, and which stages can be, remembered."""
 
     instance: LayerInstance
     known: dict[tuple[Group | None, Group | None], float] = field(default_factory=dict)
+    fitting: dict[Group, bool] = field(default_factory=dict)
 
     def all(self, stages: list[Group]) -> list[float]:
         """At the source, between stages, and at the sink."""
-        return [self.between(tail, head) for tail, head in pairwise([None, *stages, None])]
+        known, found = self.known, []
+        for pair in pairwise([None, *stages, None]):
+            value = known.get(pair)
+            found.append(self.between(*pair) if value is None else value)
+        return found
 
     def between(self, tail: Group | None, head: Group | None) -> float:
         """Maximum flow out of `tail` into `head`; None stands for the source and the sink."""
         key = tail, head
         if key not in self.known:
+            if len(self.known) > MOST_REMEMBERED:
+                self.known.clear()
             self.known[key] = self._between(tail, head)
         return self.known[key]
+
+    def fit(self, stages: list[Group]) -> bool:
+        """Whether every stage has machines, all of which can hold its layers."""
+        fitting = self.fitting
+        for stage in stages:
+            fits = fitting.get(stage)
+            if fits is None:
+                layers, machines = stage
+                fits = bool(machines) and all(self.instance.speed(machine, layers) > 0 for machine in machines)
+                if len(fitting) > MOST_REMEMBERED:
+                    fitting.clear()
+                fitting[stage] = fits
+            if not fits:
+                return False
+        return True
 
     def _between(self, tail: Group | None, head: Group | None) -> float:
         speed = self.instance.speed
@@ -66,10 +89,10 @@ class Flows:
         left = [(speed(i, tail[0]), [links.get((i, j), 0.0) for j in head[1]]) for i in tail[1]]
         right = [(speed(j, head[0]), [links.get((i, j), 0.0) for i in tail[1]]) for j in head[1]]
         few, many = (left, right) if len(left) <= len(right) else (right, left)
-        return _least_cut([cap for cap, _ in few], [cap for cap, _ in many], [row for _, row in few])
+        return least_cut([cap for cap, _ in few], [cap for cap, _ in many], [row for _, row in few])
 
 
-def _least_cut(few: list[float], many: list[float], links: list[list[float]]) -> float:
+def least_cut(few: list[float], many: list[float], links: list[list[float]]) -> float:
     """Minimum cut of a bipartite network: for each subset of the few, each of the many is cut where that is cheaper."""
     if len(few) > MOST_SIDE:
         return min(sum(few), sum(many), sum(map(sum, links)))
@@ -100,7 +123,7 @@ def anneal(
         if step % 256 == 0 and time.monotonic() > deadline:
             break
         moved = draw.choice(MOVES)(state, draw)
-        if moved is None or not _fits(instance, moved):
+        if moved is None or not flows.fit(moved.stages):
             continue
         values = flows.all(moved.stages)
         after = _energy(values, wanted)
@@ -118,11 +141,7 @@ def anneal(
 
 
 def _energy(values: list[float], wanted: float) -> float:
-    return sum(max(0.0, 1 - value / wanted) for value in values)
-
-
-def _fits(instance: LayerInstance, state: State) -> bool:
-    return all(machines and all(instance.speed(m, k) > 0 for m in machines) for k, machines in state.stages)
+    return sum(1 - value / wanted for value in values if value < wanted)
 
 
 def _swap_machines(state: State, draw: random.Random) -> State | None:

@@ -1,8 +1,8 @@
-"""Maximum flow through stages in order, by Dinic's algorithm: what the search asks thousands of times."""
+"""Maximum flow through stages or placements, by Dinic's algorithm: what the search asks thousands of times."""
 
 from __future__ import annotations
 
-from planner.optimize.layer_placement.instance import LayerInstance
+from planner.optimize.layer_placement.instance import LayerInstance, Placement
 
 Group = tuple[int, frozenset[int]]  # layers of a stage and its machines
 RESIDUE = 1e-9  # tokens/s that are nothing
@@ -25,6 +25,26 @@ def pipeline_flow(instance: LayerInstance, stages: list[Group]) -> float:
                 network.join(outer, 1, instance.sinks.get(machine, 0.0))
             entered.append((machine, outer))
         before = entered
+    return network.push_all()
+
+
+def placement_flow(instance: LayerInstance, placement: Placement) -> float:
+    """Tokens/s of any placement; equal to `max_flow` up to rounding."""
+    network = _Network()
+    begun: dict[int, list[tuple[int, int]]] = {}
+    ended: list[tuple[int, int, int]] = []
+    for machine, (first, end) in placement.items():
+        inner, outer = network.node(), network.node()
+        network.join(inner, outer, instance.speed(machine, end - first))
+        if first == 0:
+            network.join(0, inner, instance.sources.get(machine, 0.0))
+        if end == instance.layers:
+            network.join(outer, 1, instance.sinks.get(machine, 0.0))
+        begun.setdefault(first, []).append((machine, inner))
+        ended.append((machine, end, outer))
+    for machine, end, outer in ended:
+        for other, inner in begun.get(end, ()):
+            network.join(outer, inner, instance.links.get((machine, other), 0.0))
     return network.push_all()
 
 

@@ -52,25 +52,26 @@ class LayerInstance:
         unknown = sorted(end for end in ends if not 0 <= end < len(self.types))
         if unknown:
             raise InputError(f"machine {unknown[0]} does not exist; there are {len(self.types)}", field="links")
-        lost = self.unreachable
-        if lost:
-            raise InputError(
-                f"machines {', '.join(map(str, lost))} lie on no path from source to sink", field="machines"
-            )
         if any(k < 1 for speeds in self.tokens_per_s.values() for k in speeds):
             raise InputError("a machine holds at least 1 layer", field="machine_types")
+        lost = self.unreachable
+        if len(lost) == len(self.types):
+            raise NoPlanError("no machine lies on a path of links from source to sink", mends=("add links",))
         most = sum(
-            max((k for k, speed in self.tokens_per_s[name].items() if speed > 0), default=0) for name in self.types
+            max((k for k, speed in self.tokens_per_s[name].items() if speed > 0), default=0)
+            for machine, name in enumerate(self.types)
+            if machine not in lost
         )
         if most < self.layers:
+            without = f", without {len(lost)} on no path of links from source to sink" if lost else ""
             raise NoPlanError(
-                f"all machines together hold {most} layers of {self.layers}",
+                f"all machines together hold {most} layers of {self.layers}{without}",
                 mends=("add machines, or machines with more memory",),
             )
 
     @cached_property
     def unreachable(self) -> list[int]:
-        """Machines that no chain of links joins to source and sink."""
+        """Machines that no chain of links joins to source and sink: nothing flows through them."""
         graph: nx.DiGraph[object] = nx.DiGraph()
         graph.add_edges_from(self.links)
         graph.add_nodes_from(range(len(self.types)))

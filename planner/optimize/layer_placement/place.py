@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from planner.optimize.layer_placement.anneal import Flows, State, anneal
 from planner.optimize.layer_placement.bound import ThroughputBound, throughput_bound
 from planner.optimize.layer_placement.boundaries import place_on_boundaries
-from planner.optimize.layer_placement.flow import Group, pipeline_flow
 from planner.optimize.layer_placement.instance import LayerInstance, Placement, max_flow
+from planner.optimize.layer_placement.link_bound import link_bound
 from planner.optimize.layer_placement.named import place_named
-from planner.optimize.layer_placement.stages import Stage, best_stages, plan_stages, stage_speed
+from planner.optimize.layer_placement.ranges import search_ranges
+from planner.optimize.layer_placement.regions import Machines, groupings, restricted
+from planner.optimize.layer_placement.search import Effort, search_stages
+from planner.optimize.layer_placement.stages import best_stages
 from specs.errors import NoPlanError
 
-CLOSE_ENOUGH = 1e-6
-SHARES = (  # of the aligned flow, wanted of stages
-    *(1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3, 0.2, 0.05, 1e-6),
-)
-RAISE = 1.12  # the wanted flow beside the best one
-STEPS = 5_000
-NAMINGS = 6  # of the machines of each plan, to begin with
-WIDTH = 4  # best starts that take turns
+QUICK_STEPS, STAGE_STEPS, RANGE_STEPS = 150_000, 600_000, 100_000  # of annealing
 STAGES_SHARE, PROGRAMME_SHARE = 0.3, 0.6  # of the time: by when pipelines, and the exact programme, must be done
+PART_SECONDS = 5.0  # for the stages of a group of regions
 PROVEN = 1e-4  # a gap below which nothing more is tried
+
+
+Programme = Callable[[LayerInstance, float, float], tuple[Placement, float] | None]  # bound, seconds -> both anew
 
 
 @dataclass(frozen=True)
@@ -41,32 +40,104 @@ class LayerPlacement:
 
 
 def place_layers(instance: LayerInstance, *, time_limit_s: float = 60.0, seed: int = 0) -> LayerPlacement:
-    """Aligned stages first; the exact programme where it is small and a gap is left; annealing where links bind.
+    """Bounds first; then, while a gap is left: exact programmes where they are small, and searches, quick ones first.
 
+    Searches are bounded by steps, so that equal instances get equal answers; the time limit is there for slow machines.
     Raises `NoPlanError` where no placement with a flow was found.
     """
     begun = time.monotonic()
     proof = throughput_bound(instance)
     aligned, _ = best_stages(instance, proof.worth, proof.tokens_per_s, begun + STAGES_SHARE * time_limit_s)
-    best = LayerPlacement({}, 0.0, proof.tokens_per_s)
-    if aligned >= best.bound * (1 - PROVEN):
-        best = _with_state(instance, best, _search(instance, aligned, proof, begun, seed))
-    for exact in (place_on_boundaries, place_named):
-        left_s = begun + PROGRAMME_SHARE * time_limit_s - time.monotonic()
-        if left_s > 0 and not best.proven:
-            answer = exact(instance, best.bound, left_s)
-            if answer is not None:
-                best = _better(instance, replace(best, bound=min(best.bound, answer[1])), answer[0])
-    if not best.proven:
-        state = _search(instance, aligned or best.bound, proof, begun + time_limit_s, seed)
-        best = _with_state(instance, best, state)
+    bound = link_bound(instance, proof.tokens_per_s, begun + STAGES_SHARE * time_limit_s)
+    if bound <= 0:
+        raise NoPlanError(
+            "no placement carries anything: links without capacity part the machines",
+            mends=("links, source_links or sink_links above 0",),
+        )
+    task = _Task(instance, proof, min(aligned, bound) or bound, begun, time_limit_s, seed)
+    best = LayerPlacement({}, 0.0, bound)
+    for improve in (_exactly_named, _quickly, _exactly_on_boundaries, _thoroughly):
+        if not best.proven:
+            best = improve(task, best)
     if best.tokens_per_s <= 0:
         raise NoPlanError("no placement was found that carries anything; this does not prove that there is none")
     return best
 
 
-def _with_state(instance: LayerInstance, best: LayerPlacement, state: State | None) -> LayerPlacement:
-    return best if state is None else _better(instance, best, state.placement())
+@dataclass(frozen=True)
+class _Task:
+    """`aligned` tokens/s are what stages reach without links, or a bound where none were found."""
+
+    instance: LayerInstance
+    proof: ThroughputBound
+    aligned: float
+    begun: float
+    time_limit_s: float
+    seed: int
+
+    @property
+    def deadline(self) -> float:
+        return self.begun + self.time_limit_s
+
+    def search(self, best: LayerPlacement, steps: int, seed: int) -> LayerPlacement:
+        """Aligned stages over all machines."""
+        state = search_stages(self.instance, self.aligned, self.proof, Effort(steps, self.deadline), seed)
+        return best if state is None else _better(self.instance, best, state.placement())
+
+
+def _exactly_named(task: _Task, best: LayerPlacement) -> LayerPlacement:
+    return _exactly(place_named, task, best)
+
+
+def _exactly_on_boundaries(task: _Task, best: LayerPlacement) -> LayerPlacement:
+    return _exactly(place_on_boundaries, task, best)
+
+
+def _exactly(programme: Programme, task: _Task, best: LayerPlacement) -> LayerPlacement:
+    """Placement and bound of an exact programme, where it is small enough and time is left for it."""
+    left_s = task.begun + PROGRAMME_SHARE * task.time_limit_s - time.monotonic()
+    answer = programme(task.instance, best.bound, left_s) if left_s > 0 else None
+    if answer is None:
+        return best
+    return _better(task.instance, replace(best, bound=min(best.bound, answer[1])), answer[0])
+
+
+def _quickly(task: _Task, best: LayerPlacement) -> LayerPlacement:
+    """Aligned stages over all machines, then of groups of regions side by side."""
+    best = task.search(best, QUICK_STEPS, task.seed)
+    return best if best.proven else _side_by_side(task.instance, best, task.deadline, task.seed)
+
+
+def _thoroughly(task: _Task, best: LayerPlacement) -> LayerPlacement:
+    """More of the same from another seed, then ranges that need not align."""
+    best = task.search(best, STAGE_STEPS, task.seed + 1)
+    if best.proven or best.tokens_per_s <= 0:
+        return best
+    effort = Effort(RANGE_STEPS, task.deadline)
+    _, placement = search_ranges(task.instance, best.placement, best.bound, effort, task.seed)
+    return _better(task.instance, best, placement)
+
+
+def _side_by_side(instance: LayerInstance, best: LayerPlacement, deadline: float, seed: int) -> LayerPlacement:
+    """Groups of regions as pipelines of their own, if together they carry more than `best`."""
+    ways = groupings(instance)
+    parts = sorted({machines for groups in ways for machines in groups})
+    alone = {machines: _place_alone(instance, machines, deadline, seed) for machines in parts}
+    for groups in ways:
+        together = {machine: span for machines in groups for machine, span in alone[machines].items()}
+        best = _better(instance, best, together)
+    return best
+
+
+def _place_alone(instance: LayerInstance, machines: Machines, deadline: float, seed: int) -> Placement:
+    """Aligned stages on these machines only; empty where none were found."""
+    part = restricted(instance, machines)
+    if part is None:
+        return {}
+    proof = throughput_bound(part)
+    aligned, _ = best_stages(part, proof.worth, proof.tokens_per_s, min(deadline, time.monotonic() + PART_SECONDS))
+    state = search_stages(part, aligned or proof.tokens_per_s, proof, Effort(QUICK_STEPS, deadline), seed)
+    return {machines[index]: span for index, span in state.placement().items()} if state is not None else {}
 
 
 def _better(instance: LayerInstance, best: LayerPlacement, placement: Placement) -> LayerPlacement:
@@ -75,92 +146,3 @@ def _better(instance: LayerInstance, best: LayerPlacement, placement: Placement)
     if flow <= best.tokens_per_s:
         return best
     return LayerPlacement(placement, flow, max(best.bound, flow))
-
-
-def name_machines(instance: LayerInstance, stages: tuple[Stage, ...], flows: Flows, draw: random.Random) -> State:
-    """Stages put in order one by one, each with the machines that the stage before it reaches best; ties are drawn."""
-    left = {kind: {i for i, name in enumerate(instance.types) if name == kind} for kind in instance.counts}
-    waiting = list(stages)
-    groups: list[Group] = []
-    while waiting:
-        before = groups[-1] if groups else None
-        options: list[tuple[float, float, Stage, Group]] = []
-        for stage in set(waiting):
-            group = stage.layers, _best_reached(instance, stage, before, left, draw)
-            through = min(flows.between(before, group), _onward(instance, group, left), stage_speed(instance, stage))
-            options.append((through, draw.random(), stage, group))
-        _, _, stage, group = max(options, key=lambda option: option[:2])
-        waiting.remove(stage)
-        groups.append(group)
-        for machines in left.values():
-            machines -= group[1]
-    return State(groups, frozenset(machine for machines in left.values() for machine in machines))
-
-
-def _best_reached(
-    instance: LayerInstance, stage: Stage, before: Group | None, left: dict[str, set[int]], draw: random.Random
-) -> frozenset[int]:
-    """Of each type, the free machines with the most capacity from the stage before."""
-
-    def reached(machine: int) -> float:
-        if before is None:
-            return instance.sources.get(machine, 0.0)
-        return sum(min(instance.links.get((i, machine), 0.0), instance.speed(i, before[0])) for i in before[1])
-
-    chosen: list[int] = []
-    for kind, count in stage.machines:
-        order = sorted(left[kind], key=lambda machine: (-reached(machine), draw.random()))
-        chosen += order[:count]
-    return frozenset(chosen)
-
-
-def _onward(instance: LayerInstance, group: Group, left: dict[str, set[int]]) -> float:
-    """Capacity from a group to machines that are still free; to the sink where none is."""
-    free = set().union(*left.values()) - group[1]
-    if not free:
-        return sum(instance.sinks.get(machine, 0.0) for machine in group[1])
-    return sum(instance.links.get((i, j), 0.0) for i in group[1] for j in free)
-
-
-def _search(
-    instance: LayerInstance, aligned: float, proof: ThroughputBound, deadline: float, seed: int
-) -> State | None:
-    """Chains of annealing from stages planned for ever other flows; those that promise most come first.
-
-    At least one plan is started from, however short the time.
-    """
-    draw, flows = random.Random(seed), Flows(instance)
-    starts: list[tuple[float, State]] = []
-    for share in SHARES:
-        stages = plan_stages(instance, share * aligned * (1 - 1e-9), proof.worth, 2.0)
-        for _ in range(NAMINGS if stages else 0):
-            state = name_machines(instance, stages or (), flows, draw)
-            starts.append((pipeline_flow(instance, state.stages), state))
-        if starts and (time.monotonic() > deadline or starts[-1][0] >= aligned * (1 - CLOSE_ENOUGH)):
-            break
-    if not starts:
-        return None
-    best, found = max(starts, key=lambda entry: entry[0])
-    turn = 0
-    while time.monotonic() < deadline and best < aligned * (1 - CLOSE_ENOUGH):
-        starts.sort(key=lambda entry: -entry[0])
-        value, state = _chain(instance, starts[min(turn % WIDTH, len(starts) - 1)][1], aligned, deadline, flows, draw)
-        starts.append((value, state))
-        turn += 1
-        if value > best:
-            best, found = value, state
-    return found
-
-
-def _chain(
-    instance: LayerInstance, state: State, aligned: float, deadline: float, flows: Flows, draw: random.Random
-) -> tuple[float, State]:
-    """Annealing that aims a little higher than what was reached, for as long as it gets there."""
-    value = pipeline_flow(instance, state.stages)
-    while value < aligned * (1 - CLOSE_ENOUGH) and time.monotonic() < deadline:
-        aim = min(aligned, max(value, min(flows.all(state.stages))) * RAISE or aligned * SHARES[-1])
-        reached, state = anneal(instance, state, value, aim, STEPS, deadline, draw, flows)
-        if reached <= value:
-            break
-        value = reached
-    return value, state

@@ -126,12 +126,21 @@ def declared_workload(
             longest_request_tokens=part.longest_request_tokens,
             mean_prompt_tokens_per_s=part.mean_tokens_per_s[0],
             mean_output_tokens_per_s=part.mean_tokens_per_s[1],
-            notes=part.notes if coupled else (*part.notes, *part.unused),
+            notes=(*part.notes, *_of_its_window(traffic), *(() if coupled else part.unused)),
             seed=seed,
         )
         for traffic, part in zip(spec.traffic, drawn, strict=True)
     )
     return workload, windows
+
+
+def _of_its_window(traffic: TrafficClass) -> tuple[str, ...]:
+    if traffic.window is None:
+        return ()
+    start, end = (
+        f"{second // 3600:02d}:{second // 60 % 60:02d}" for second in (traffic.window.start_s, traffic.window.end_s)
+    )
+    return (f"taken as sending all the time, not from {start} to {end} only",)
 
 
 def class_generator(seed: int, traffic: TrafficClass, *purpose: int) -> np.random.Generator:

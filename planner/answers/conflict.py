@@ -1,0 +1,201 @@
+"""Why there is no plan: the user's statements in conflict, and the least change to each that mends it.
+
+Only what the user wrote is questioned: what the pools hold, the budget, limits on devices, power and failing nodes,
+headroom, confidence, pins, each SLO limit, and the rate. Each question is asked by planning again without the
+statement, so an answer is as good as a plan. A statement whose removal alone mends the spec is in every conflict; of
+the others, a deletion filter keeps those without which what is left has a plan: the set that is named is irreducible.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+from planner.answers.conflict_search import TO_ANSWER, Progress, Search
+from planner.answers.conflict_words import demand, nearest_miss, stock
+from planner.answers.statements import Statement, factors, scaled, statements, with_section
+from planner.optimize.decision import Decision
+from planner.plan_simulation.traffic import at_rate
+from planner.problem import Problem
+from specs.deployment import DeploymentSpec
+from specs.errors import NoPlanError
+
+# Simulations to find the statements in conflict, how much traffic can be served, and the mends of statements.
+TO_FIND, TO_SLOW, TO_MEND = 400, 200, 600
+FEWER = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+
+
+def explain_conflict(problem: Problem, progress: Progress = lambda text: None) -> NoPlanError:
+    """The error to raise for a problem that has no plan."""
+    search = Search(problem, progress, TO_FIND)
+    every = list(statements(problem.spec, search))
+    alone = _alone(search, every)
+    conflict = [statement.text for statement in _irreducible(search, every, [statement for statement, _ in alone])]
+    mends = []
+    for statement, decision in alone:
+        search.left = max(TO_ANSWER, TO_MEND // len(alone))
+        if (mend := search.mended(partial(statement.mend, decision))) is not None:
+            mends.append(mend)
+    homeless = [name for name in problem.spec.models if not _boots(problem, name)]
+    if homeless:
+        return _homeless(problem, homeless[0], conflict, mends)
+    search.left = TO_SLOW
+    slower = search.mended(partial(_slower, search)) if search.rate_matters() else None
+    if not mends:
+        search.left = TO_MEND
+        together = search.mended(partial(_corrected, search, every))
+        if together is None and slower is None:
+            together = search.mended(partial(_together, search))
+        mends += [] if together is None else [together]
+    if slower is not None:
+        conflict.append(demand(problem.spec))
+        mends.append(slower)
+    return NoPlanError("no plan satisfies this spec", tuple(conflict), tuple(mends))
+
+
+def _boots(problem: Problem, model: str) -> bool:
+    return any(family.model == model for family in (*problem.families, *problem.role_families))
+
+
+def _homeless(problem: Problem, model: str, conflict: list[str], mends: list[str]) -> NoPlanError:
+    """Of a model that boots on none of the devices: what it is, and what it might have booted on."""
+    nearest = nearest_miss(problem, model)
+    pools = problem.spec.hardware.pools
+    named = {f"hardware.pools[{index}] {pool.name}: count: {pool.count}" for index, pool in enumerate(pools)}
+    found = [f"models.{model}.architecture: {problem.facts.architectures[model].name}"]
+    found += [text for text in conflict if text not in named]
+    found += [f"hardware.pools: {stock(pool)}" for pool in pools]
+    detail = f"; nearest miss: {nearest}" if nearest else ""
+    message = f"models.{model} boots on none of the declared devices{detail}"
+    return NoPlanError(message, tuple(dict.fromkeys(found)), tuple(mends))
+
+
+def _alone(search: Search, every: list[Statement]) -> list[tuple[Statement, Decision]]:
+    """The statements without any one of which there is a plan, each with that plan."""
+    found = []
+    for statement in every:
+        search.progress(f"what if not {statement.text}")
+        if (decision := search.plan(statement.relaxed)) is not None:
+            found.append((statement, decision))
+    return found
+
+
+def _irreducible(search: Search, every: list[Statement], needed: list[Statement]) -> list[Statement]:
+    """The statements in conflict: `needed` ones, which are in every conflict, and what keeps them company.
+
+    The other statements are dropped at once where there is no plan without them either, else one by one. All of them
+    are named where there is no plan even without any.
+    """
+    stated = search.problem.spec
+    others = [statement for statement in every if statement not in needed]
+    kept, spec = list(others), stated
+    for group in _groups(others, whole=bool(needed)):
+        search.progress("which statements are part of the conflict")
+        merged = spec
+        for statement in group:
+            merged = merged_specs(stated, merged, statement.relaxed)
+        if search.plan(merged) is None:
+            kept = [statement for statement in kept if statement not in group]
+            spec = merged
+        if not kept:
+            break
+    named = {statement.text for statement in (*needed, *kept)} or {statement.text for statement in others}
+    return [statement for statement in every if statement.text in named]
+
+
+def _groups(others: list[Statement], *, whole: bool) -> list[list[Statement]]:
+    """All of them together first (`whole`), then each alone."""
+    single = [[statement] for statement in others]
+    return [others, *single] if whole and len(others) > 1 else single
+
+
+def _corrected(search: Search, every: list[Statement]) -> str | None:
+    """Where several statements have to give way: a set of them that is no larger than needed, and what a plan uses.
+
+    Without all of them there is a plan; they are taken back one by one, limits on latency first, while there still is.
+    None where a limit on latency has to give way, too.
+    """
+    stated = search.problem.spec
+    given_up = [statement for statement in every if statement.used is not None]
+    search.progress("which statements would have to give way together")
+
+    def without(dropped: list[Statement]) -> DeploymentSpec:
+        spec = stated
+        for statement in dropped:
+            spec = merged_specs(stated, spec, statement.relaxed)
+        return spec
+
+    if not given_up or search.plan(without(given_up)) is None:
+        return None
+    for statement in [*given_up]:
+        fewer = [other for other in given_up if other is not statement]
+        if search.plan(without(fewer)) is not None:
+            given_up = fewer
+    spec = without(given_up)
+    decision = search.plan(spec, whole=True, best=True) or search.plan(spec, whole=True)
+    if decision is None:
+        return None
+    return "together: " + ", ".join(statement.used(decision) for statement in given_up if statement.used is not None)
+
+
+def _together(search: Search) -> str | None:
+    """Where no statement alone mends the spec: all latency limits softened alike, and the budget this takes."""
+    search.progress("what if every latency limit were softer")
+    spec = search.problem.spec
+
+    def softened(factor: float) -> DeploymentSpec:
+        classes = tuple(
+            traffic if traffic.slo is None else traffic.model_copy(update={"slo": scaled(traffic.slo, factor)})
+            for traffic in spec.traffic
+        )
+        return with_section(spec, "limits", budget_usd_per_hour=None).model_copy(update={"traffic": classes})
+
+    limits = [(item.metric, item.limit_s) for t in spec.traffic if t.slo for item in t.slo.percentiles]
+    limits += [item for t in spec.traffic if t.slo for item in t.slo.joint.items()]
+    ladder = min((factors(*limit) for limit in limits), key=len, default=())
+    factor = search.first(ladder, softened)
+    if factor is None:
+        return None
+    mend, budget = f"together: every latency limit times {factor:g}", spec.limits.budget_usd_per_hour
+    if budget is None or spec.objective.quantity != "cost":
+        return mend
+    decision = search.plan(softened(factor), whole=True, best=True) or search.plan(softened(factor), whole=True)
+    if decision is None or decision.value <= budget:
+        return mend
+    return f"{mend}, and limits.budget: ${math.ceil(decision.value * 100) / 100:.2f}/h"
+
+
+def _slower(search: Search) -> str | None:
+    """The largest share of the declared traffic that has a plan."""
+    search.progress("how much of the traffic can be served")
+    problem = search.problem
+
+    def at_share(share: float) -> DeploymentSpec:
+        return at_rate(problem.spec, problem.base_dir, share)
+
+    share = search.first(FEWER, at_share)
+    if share is None:
+        return None
+    return f"traffic: {100 * share:g}% of the declared rate ({demand(at_share(share))})"
+
+
+def merged_specs(stated: DeploymentSpec, base: DeploymentSpec, relaxed: DeploymentSpec) -> DeploymentSpec:
+    """`base` with what `relaxed` changed in what the user `stated`; both were made from that, one change at a time."""
+
+    def merge(stated: Any, base: Any, relaxed: Any) -> Any:
+        if relaxed == stated:
+            return base
+        if isinstance(stated, dict) and isinstance(base, dict) and isinstance(relaxed, dict):
+            names = [n for n in {**base, **relaxed} if n not in stated or (n in base and n in relaxed)]
+            return {
+                name: merge(stated.get(name), base.get(name, stated.get(name)), relaxed.get(name, stated.get(name)))
+                for name in names
+            }
+        lists = isinstance(stated, list) and isinstance(base, list) and isinstance(relaxed, list)
+        if lists and len(stated) == len(base) == len(relaxed):
+            return [merge(*parts) for parts in zip(stated, base, relaxed, strict=True)]
+        return relaxed
+
+    merged = merge(*(spec.model_dump(mode="json") for spec in (stated, base, relaxed)))
+    return DeploymentSpec.model_validate(merged)
