@@ -358,6 +358,6 @@ def test_golden_points_do_not_worsen() -> None:
     assert all(prediction.tpot_ms is not None for prediction in found)
     tpot = [prediction.tpot_ms / float(row["tpot_ms"]) for prediction, row in zip(found, rows, strict=True)]  # type: ignore[operator]
     ttft = [prediction.ttft_ms / float(row["ttft_ms"]) for prediction, row in zip(found, rows, strict=True)]  # type: ignore[operator]
-    assert np.median(np.abs(np.array(tpot) - 1)) < 0.075
+    assert np.median(np.abs(np.array(tpot) - 1)) < 0.07
     assert np.quantile(np.abs(np.array(tpot) - 1), 0.9) < 0.20
-    assert np.median(np.abs(np.array(ttft) - 1)) < 0.20
+    assert np.median(np.abs(np.array(ttft) - 1)) < 0.16
