@@ -84,9 +84,9 @@ def plan(
     profile: ProfileOption = None,
     engine_profile: EngineProfileOption = None,
     time_limit: Annotated[
-        str | None,
+        str,
         typer.Option(metavar="TIME", help="then stop improving: the best certified plan so far, with its gap"),
-    ] = None,
+    ] = "2min",
     alternatives: AlternativesOption = 0,
     frontier: FrontierOption = False,
     vary: VaryOption = None,
@@ -406,13 +406,19 @@ def estimate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="GPU of --operators; `capstan catalog devices` lists them")] = None,
     explain: Annotated[int | None, typer.Option(help="row of POINTS whose time is shown by operator and phase")] = None,
+    client: Annotated[
+        str | None,
+        typer.Option(
+            help="who sends the requests of POINTS: published (default), inferencex or exact; see docs/estimate.md"
+        ),
+    ] = None,
     profile: ProfileOption = None,
     json: JsonOption = False,
 ) -> None:
     """Predict TTFT, TPOT and throughput of every deployment in a table, or every row of a kernel table."""
     from capstan.commands.estimate import run_estimate_command
 
-    run_estimate_command(points, operators, device, output, json, profile, explain)
+    run_estimate_command(points, operators, device, output, json, profile, explain, client)
 
 
 @app.command(

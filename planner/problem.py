@@ -36,6 +36,7 @@ from specs.plan import Discarded, SimulatedWindow
 # Windows of large fleets are as short as so many requests of all classes (of one class) allow, and no shorter than a
 # few of the longest answers: a p90 of a thousand requests rests on a hundred of them, and one takes 3 us to simulate.
 FLEET_REQUESTS, CLASS_REQUESTS, SHORTEST_S = 600_000, 3_000, 120.0
+MOST_MODELS = 20  # whose step tables are all kept in memory
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,9 @@ def pose(
             asked_by(declared, classes_of[name]),
         )
         best, dominated = drop_dominated(bootable)
+        if len(spec.models) > MOST_MODELS:
+            for family in bootable:
+                family.forget_times()
         kept += best
         dropped += [*obstacles, *dominated]
     together, apart = by_role(kept, spec)

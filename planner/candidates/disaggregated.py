@@ -45,6 +45,7 @@ ANSWERS_FOR = {  # metrics that replicas of a role can break
     "decode": frozenset(("tpot", "e2e")),
 }
 MOST_AUTO = 200  # families: beyond, `auto` does not ask for roles
+MOST_AUTO_TOGETHER = 60  # of several models
 _FREE_TOKENS, _FREE_SEATS = 16_384, 4_096
 _FREE_S = 1e-9  # a step has to take some time
 _LARGEST = 2**31 - 1
@@ -54,10 +55,12 @@ _MANY = 1_000_000  # replicas of a side whose ports are never the limit
 def by_role(families: Sequence[Family], spec: DeploymentSpec) -> tuple[tuple[Family, ...], tuple[Family, ...]]:
     """Families that do both, and those with a role, as `choices.disaggregation` asks for them.
 
-    `auto` leaves roles out of very large spaces. Raises `InputError` where a model has to be split and cannot be.
+    `auto` leaves roles out of large spaces, and where nodes may fail: their programmes take minutes. Raises `InputError`
+    where a model has to be split and cannot be.
     """
     choice = spec.choices.disaggregation
-    if choice == "never" or (choice == "auto" and len(families) > MOST_AUTO):
+    large = len(families) > (MOST_AUTO if len(spec.models) == 1 else MOST_AUTO_TOGETHER)
+    if choice == "never" or (choice == "auto" and (large or spec.limits.survive_node_failures)):
         return tuple(families), ()
     apart = role_families(families, spec.hardware)
     if choice == "auto":

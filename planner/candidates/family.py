@@ -66,6 +66,10 @@ class Family:
         """Of the widest limits that are tried."""
         return self.table()
 
+    def forget_times(self) -> None:
+        """Give the memory of the step tables back (half a megabyte); they are worked out again when they are wanted."""
+        self.__dict__.pop("times", None)
+
     @property
     def gpus(self) -> int:
         return self.layout.gpus

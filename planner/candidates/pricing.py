@@ -30,6 +30,7 @@ from planner.candidates.prefix_hits import most_cached
 from planner.candidates.replica import tokens_per_sequence
 from planner.cost.bound import LatencyFloors, WorkSums, role_floors, role_work_s
 from planner.simulate import FleetResult, Miss, Requirement, Workload, meets, requirements, simulate_fleet
+from planner.simulate.apart import only as only
 from planner.throughput import Throughput, loop_of, loop_tokens_per_s, tokens_per_s
 from specs.deployment import SLO, ModelChoices
 from specs.plan import Limits, Route, RouterName
@@ -43,7 +44,7 @@ LEAST_SAFE_BUDGET, MOST_SAFE_BUDGET = 256, 4096
 FIRST_FACTOR = 1.2  # a screen is busier than the window; whole plans start this much above it and shrink
 LEAST_SCREENED, MOST_SCREENED = 1000, 2000  # requests; a percentile rests on a hundred beyond it, a p99 on 20
 MOST_FLOORS = 2_000  # requests of a class whose latencies without a queue are worked out, where prices are sampled
-MOST_SAMPLED = 10_000  # requests of all classes of a model that a part of its fleet is simulated on
+MOST_SAMPLED = 30_000  # requests of all classes of a model that a part of its fleet is simulated on
 SAMPLE_RATIO, SAMPLE_RUNGS = 0.95, 59  # of the ladder of such a part, down to a twentieth of the optimistic load
 BEYOND = 100
 STAYS, MOST_STEADY = 4.0, 6000  # a screen lasts as long as so many requests stay, one after the other
@@ -249,10 +250,11 @@ class Pricer:
             return self._parts[key]
         model = self._classes_with(classes[0])
         if self.sampled is not None and share < 1.0:
-            return busiest_part(self.thinned(self.own(model), classes, share), self._sample(len(classes)))
+            thinned = self.thinned(self.own(model), classes, share)
+            return busiest_part(thinned, self.sample(thinned))
         if model not in self._screens:
             own = self.own(model)
-            self._screens[model] = busiest_part(own, max(self._screened() * len(model), self._steady(own)))
+            self._screens[model] = busiest_part(own, max(self._screened() * len(model), self.steady(own)))
         part = self.thinned(self._screens[model], classes, share)
         if share > 1.0:
             part = part.faster(share)
@@ -278,11 +280,12 @@ class Pricer:
         mask = np.isin(whole.class_index, [whole.classes.index(name) for name in classes])
         return whole.select(mask & (_draws(whole) < share) if share < 1.0 else mask)
 
-    def _sample(self, classes: int) -> int:
-        """Requests that a part of a large fleet is simulated on."""
-        return min(self._screened() * classes, MOST_SAMPLED)
+    def sample(self, workload: Workload) -> int:
+        """Requests that a part of a large fleet is simulated on: enough for percentiles, and to fill its replicas."""
+        least = max(self._screened() * len(workload.classes), self.steady(workload, MOST_SAMPLED))
+        return min(least, MOST_SAMPLED)
 
-    def _steady(self, workload: Workload) -> int:
+    def steady(self, workload: Workload, most: int = MOST_STEADY) -> int:
         """Requests in as long a time as it takes until as many are in service as ever will be, if TPOT is as promised.
 
         From empty replicas on that takes as long as a request stays; a shorter screen prices replicas that never fill.
@@ -291,7 +294,7 @@ class Pricer:
         if not limits or not len(workload):
             return 0
         stays_s = max(limits) * float(workload.output_tokens.mean())
-        return min(MOST_STEADY, int(STAYS * stays_s * len(workload) / workload.horizon_s))
+        return min(most, int(STAYS * stays_s * len(workload) / workload.horizon_s))
 
     def _screened(self) -> int:
         """Requests that prices rest on: the more, the closer to one the largest share that a class promises."""
@@ -585,16 +588,6 @@ def busiest_part(workload: Workload, requests: int) -> Workload:
     inside = (starts_at := np.arange(len(arrival_s))) >= first
     part = workload.select(inside & (starts_at < ends[first]))
     return part.moved(part.arrival_s - arrival_s[first], seconds)
-
-
-def only(workload: Workload, classes: tuple[str, ...]) -> Workload:
-    """The requests of `classes`, with no other class in it."""
-    if classes == workload.classes:
-        return workload
-    place = np.full(len(workload.classes), -1)
-    place[[workload.classes.index(name) for name in classes]] = np.arange(len(classes))
-    part = workload.select(place[workload.class_index] >= 0)
-    return replace(part, classes=classes, class_index=place[part.class_index])
 
 
 def ladder(load: float, most_replicas: int) -> list[Rung]:

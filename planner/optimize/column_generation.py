@@ -18,22 +18,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from planner.candidates.family import Family
-from planner.candidates.pricing import FIRST_FACTOR, Bracket, broken_limits, busiest_part, only
+from planner.candidates.pricing import FIRST_FACTOR, Bracket, broken_limits, busiest_part
 from planner.optimize.decision import Bought, carries, group_id, routes_of
 from planner.optimize.judging import Judgement
 from planner.optimize.master import Master
 from planner.optimize.parts import DEMAND_TOLERANCE, MOST_HEADROOM, Column, OptimisticFamily, Programme, slot_gpus
 from planner.optimize.solve import Solution, relaxation, solve
 from planner.simulate import FleetGroup, Workload, simulate_fleet
+from planner.simulate.apart import only
 from specs.errors import NoPlanError
 from specs.plan import Route
 
 PAIRS = 600  # of families and their classes, from which on a fleet is large
-SAMPLED = 8  # replicas that are simulated for a price
+SAMPLED = 4  # replicas that are simulated for a price
+MOST_TABLES = 1_000  # families whose step tables are all kept
 GAP, ENOUGH = 0.003, 0.009  # of one solve; between the plan and the bound
 TIME_LIMIT_S = 5.0
-MOST_ROUNDS, MOST_PROGRAMMES, MOST_GENERATIONS = 400, 6, 3
-MOST_CHECKED = 15_000  # requests of a model that its part of a plan is simulated on, before the whole plan is
+MOST_ROUNDS, MOST_PROGRAMMES, MOST_GENERATIONS = 400, 6, 2
 FLEET_FACTOR = 0.97  # of a priced load, that plans of a large fleet count on: what one sample passes, another may not
 STEP = 0.97  # between two loads that are tried on a refuted plan
 LEAST_LOAD = 0.3  # of the priced one, below which a refuted plan is given up
@@ -52,6 +53,7 @@ class FleetMaster(Master):
 
     _loads: dict[str, float] = field(default_factory=dict)  # by family: replicas that its model's demand keeps busy
     _held: dict[tuple[object, ...], bool] = field(default_factory=dict)  # replicas of one model, simulated
+    _least: float = math.inf  # bound of any programme that was solved
     _last: Solution | None = None  # the plan that was given out last
     _grown: dict[str, int] = field(default_factory=dict)  # its replicas by column, after it was refuted as a whole
     _fresh: dict[tuple[str, ...], Workload] = field(default_factory=dict)  # by the classes of a model
@@ -67,6 +69,8 @@ class FleetMaster(Master):
         """What the utilisation law alone says; latencies without a queue would make the bound a little tighter."""
         there = self._availability(family)
         loads = tuple((name, self.pricer.load(family, name) / there) for name in self.classes_of[family.model])
+        if len(self.families) > MOST_TABLES:
+            family.forget_times()
         return OptimisticFamily(family.key, family.model, family.pool.name, family.gpus, loads)
 
     def open(self, family: Family) -> list[Bracket]:
@@ -78,39 +82,36 @@ class FleetMaster(Master):
     def _search(self, any_plan: bool) -> tuple[Solution, float] | None:
         """A plan whose models each hold in simulation, near the bound of the programme of all families.
 
-        Where a model was refuted, more replicas of the same columns take the place of those that broke its limits. The
-        bound is then that of what the columns carry after all; while it is far from that plan, all is solved again.
+        Where a model was refuted, more replicas of the same columns take the place of those that broke its limits, and
+        what is left to its columns is less. While the best such plan is far from the least bound, all is solved again.
         """
         if self._last is not None and self._grown and (again := self._with_replicas(self._last, self._grown)):
-            self._last = again
-            return self._bounded_again(again)
+            self._last = self._judged_by_bound(again)
+            return self._last, self._least
         best: Solution | None = None
         for attempt in range(MOST_GENERATIONS):
             found = self._generated()
             if found is None:
                 return None
             solution, bound = found
-            held = self._held_by_model(solution)
-            if held == solution.replicas:
-                self._last = solution
-                return solution, bound
-            mended = self._with_replicas(solution, held)
-            if mended is not None and (best is None or mended.value < best.value):
-                best = mended
+            self._least = min(self._least, bound)
+            replicas = self._held_by_model(solution)
+            held = solution if replicas == solution.replicas else self._with_replicas(solution, replicas)
+            if held is not None and (best is None or held.value < best.value):
+                best = held
             if best is None:
                 continue
-            self._last, bound = self._bounded_again(best)
-            if bound >= best.value * (1.0 - ENOUGH) or any_plan or attempt == MOST_GENERATIONS - 1:
-                return self._last, bound
+            self._last = self._judged_by_bound(best)
+            if self._last.status != "time limit" or any_plan or attempt == MOST_GENERATIONS - 1:
+                return self._last, self._least
         raise NoPlanError(
             f"no plan was found: {MOST_GENERATIONS} plans were refuted, so the search gave up; this proves nothing"
         )
 
-    def _bounded_again(self, plan: Solution) -> tuple[Solution, float]:
-        """A mended plan with a bound at the loads that columns are left."""
-        bound = min(plan.value, solve(self._fleet(), gap=GAP, time_limit_s=TIME_LIMIT_S).bound)
-        near = plan.value - bound <= ENOUGH * plan.value
-        return replace(plan, status=f"optimal within {ENOUGH:.1%}" if near else "time limit"), bound
+    def _judged_by_bound(self, plan: Solution) -> Solution:
+        """The plan with the status that the least bound gives it."""
+        near = plan.value - self._least <= ENOUGH * plan.value
+        return replace(plan, status=f"optimal within {ENOUGH:.1%}" if near else "time limit")
 
     def _shrink(self, bought: tuple[Bought, ...], broken: tuple[str, ...], *, everything: bool = False) -> None:
         """After the whole plan was refuted: more replicas for the models that break a limit on all of their traffic."""
@@ -312,7 +313,8 @@ class FleetMaster(Master):
 
     def _some(self, workload: Workload, names: tuple[str, ...], share: float) -> Workload:
         """A share of the requests, in the busiest stretch that holds enough of them."""
-        return busiest_part(self.pricer.thinned(workload, names, share), MOST_CHECKED)
+        thinned = self.pricer.thinned(workload, names, share)
+        return busiest_part(thinned, self.pricer.sample(thinned))
 
     def _traffic(self, names: tuple[str, ...], seen: bool) -> Workload | None:
         """The planned traffic of these classes, or that of the first seed that plans are judged on."""

@@ -53,6 +53,7 @@ GIVEN_UP_APART = (
 ROLE_TRIALS = 5  # programmes with roles take longer to solve than a trial takes
 MOST_REFUTATIONS = 30
 ANY_GAP = 0.5  # of the programme's value, where any plan will do
+ROUGH_GAP, ROUGH_NODES = 0.02, 20  # of programmes that only say what to price next
 MOST_RETUNED = 6  # refuted plans whose limits are changed before their loads shrink
 MOST_METERED = 5  # plans that are simulated for their watts
 
@@ -342,23 +343,27 @@ class Master:
     ) -> tuple[Solution, float] | None:
         """The best proven plan (the first one with `any_plan`), and the bound of the relaxed programme beside it."""
         programme, proven = None, None
-        gap = ANY_GAP if any_plan else RELATIVE_GAP
+        gap = ANY_GAP if any_plan else self._first_gap
         while True:
-            relaxed = solve(self._programme(families, proven=False), gap=gap)
+            nodes = ROUGH_NODES if gap == ROUGH_GAP else None
+            relaxed = solve(self._programme(families, proven=False), gap=gap, most_nodes=nodes)
             if relaxed.status == "infeasible":
                 return None
             if proven is None or programme != self._programme(families, proven=True):  # most trials prove nothing new
                 programme = self._programme(families, proven=True)
-                proven = solve(programme, gap=gap)
+                proven = solve(programme, gap=gap, most_nodes=nodes)
             if proven.status != "infeasible" and proven.replicas:
                 if any_plan:
                     return proven, relaxed.bound
                 if self.late:
                     return replace(proven, status="time limit"), relaxed.bound
             reached = _reaches(proven.value, relaxed.value)
-            if reached and tie_rounds:  # proven; is there a better one of this value?
+            if reached and tie_rounds and gap <= RELATIVE_GAP:  # proven; is there a better one of this value?
                 relaxed = solve(self._programme(families, proven=False), ties="operable")
             unknown = self._unknown(families, relaxed)
+            if gap > RELATIVE_GAP and (not unknown or reached):
+                gap = RELATIVE_GAP  # all that a rough optimum asks for is known; what does the true one ask for?
+                continue
             if not unknown or (reached and not tie_rounds):
                 best = solve(self._programme(families, proven=True), ties="all")
                 return (best, relaxed.bound) if best.status != "infeasible" else None
@@ -369,6 +374,11 @@ class Master:
                     for sibling in self._siblings(families, bracket):
                         if sibling not in unknown and not sibling.closed and sibling.failed < bracket.failed:
                             self._narrow(sibling)
+
+    @property
+    def _first_gap(self) -> float:
+        """How exactly programmes are solved while prices come in: roughly, where each takes the solver long."""
+        return ROUGH_GAP if self.template.survive or len(self.classes_of) > 1 else RELATIVE_GAP
 
     def _narrow(self, bracket: Bracket) -> None:
         """One trial; a few for families with a role, whose programmes take longer to solve."""

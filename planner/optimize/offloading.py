@@ -172,7 +172,8 @@ def best_policy(
 ) -> OffloadingPolicy:
     """The policy with the most output tokens/s among the sizes of batches and blocks.
 
-    `blocks`: numbers of batches in a block. `latency` None: the best source there is for the device. Raises `NoPlanError` where no policy of them fits into the tiers.
+    `blocks`: numbers of batches in a block. `latency` None: the best source there is for the device. Raises
+    `NoPlanError` where no policy of them fits into the tiers.
     """
     weights = weights_dtype or architecture.native_weights_dtype
     kv = kv_dtype or (DType.FP16 if weights == DType.FP16 else DType.BF16)

@@ -24,6 +24,10 @@ RELATIVE_GAP = 1e-6
 LEAST_USED = 1e-7  # replicas in a relaxation, below which a column counts as unused
 
 
+CLOCK = "Time limit reached"  # in HiGHS's words
+TIE_NODES = 200  # of the tree of each tie-break: what is left then is a matter of taste
+
+
 @dataclass(frozen=True)
 class Solution:
     """Integer replicas by column key and nodes by pool; `status` is the true one."""
@@ -37,9 +41,14 @@ class Solution:
 
 
 def solve(
-    programme: Programme, *, ties: Ties = "any", time_limit_s: float = 30.0, gap: float = RELATIVE_GAP
+    programme: Programme,
+    *,
+    ties: Ties = "any",
+    time_limit_s: float = 30.0,
+    gap: float = RELATIVE_GAP,
+    most_nodes: int | None = None,
 ) -> Solution:
-    """The best value of the programme's quantity, to a relative `gap`.
+    """The best value of the programme's quantity, to a relative `gap`, or as good as `most_nodes` of the tree find it.
 
     `ties`: "any" plan of that value; one that is "operable" (the most headroom, then few groups and replicas); or "all"
     tie-breaks in turn, so that equal inputs give equal plans.
@@ -47,8 +56,12 @@ def solve(
     Raises `CapstanError` when no solver works at all. An infeasible programme is a `Solution` with that status.
     """
     problem, variables = build(programme)
-    model = _model(problem, gap)
-    found = _run(model, time_limit_s)
+    model = _model(problem, gap, most_nodes)
+    found = model.run(time_limit_s)
+    if found.status == "no plan" and most_nodes is not None:
+        return solve(programme, ties=ties, time_limit_s=time_limit_s, gap=gap)
+    if found.status == "no plan":
+        raise _stopped(model, found, time_limit_s)
     if found.status == "infeasible":
         return Solution("infeasible", float("inf"), float("inf"), {}, {}, model.name)
     status, value = found.status, float(pulp.value(problem.objective) or 0.0)
@@ -56,13 +69,16 @@ def solve(
     if ties != "any":
         families = (headroom_is_carried, used_groups_are_counted)
         model.add([row for family in families for _, row in family(programme, variables)])
+        model.limit_nodes(TIE_NODES)
         reached = TieBreak(problem.objective, EQUAL)
         for tie_break in tie_breaks(programme, variables, ties):
             level = float(pulp.value(reached.goal) or 0.0)
             model.add([reached.goal <= level + reached.slack * max(1.0, abs(level))])
             model.aim(tie_break.goal)
-            if _run(model, time_limit_s).status != "optimal":  # without a proof it would not be reproducible
-                status = "time limit" if status == "optimal" else status
+            ended = model.run(time_limit_s)
+            if ended.status not in ("optimal", "node limit"):
+                if ended.detail == CLOCK and status == "optimal":  # what the clock stopped is not reproducible
+                    status = "time limit"
                 break
             replicas, nodes = _values(variables.replicas), _values(variables.nodes)
             reached = tie_break
@@ -124,14 +140,18 @@ def _run(model: HighsModel | _CbcModel, time_limit_s: float) -> Outcome:
     """How one run ended. Raises `CapstanError` where it found no plan and did not prove that there is none."""
     found = model.run(time_limit_s)
     if found.status == "no plan":
-        raise CapstanError(f"{model.name} stopped without a plan ({found.detail}) after {time_limit_s:g} s")
+        raise _stopped(model, found, time_limit_s)
     return found
 
 
-def _model(problem: Any, gap: float) -> HighsModel | _CbcModel:
-    """The problem in HiGHS, or in CBC where HiGHS is not installed."""
+def _stopped(model: HighsModel | _CbcModel, found: Outcome, time_limit_s: float) -> CapstanError:
+    return CapstanError(f"{model.name} stopped without a plan ({found.detail}) after {time_limit_s:g} s")
+
+
+def _model(problem: Any, gap: float, most_nodes: int | None = None) -> HighsModel | _CbcModel:
+    """The problem in HiGHS, or in CBC, which knows no limit of nodes here, where HiGHS is not installed."""
     if HighsModel.available():
-        return HighsModel(problem, gap)
+        return HighsModel(problem, gap, most_nodes=most_nodes)
     if pulp.PULP_CBC_CMD(msg=False).available():
         return _CbcModel(problem, gap)
     raise CapstanError("no solver found: install highspy, or a PuLP that brings CBC")
@@ -151,6 +171,9 @@ class _CbcModel:
 
     def aim(self, goal: Any) -> None:
         self._problem.setObjective(goal)
+
+    def limit_nodes(self, most_nodes: int | None) -> None:
+        """Not known here: the time limit alone ends a run."""
 
     def run(self, time_limit_s: float) -> Outcome:
         problem = self._problem

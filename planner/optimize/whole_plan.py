@@ -12,6 +12,7 @@ from planner.candidates.disaggregated import Part, whole_fleet
 from planner.optimize.decision import Bought, group_id, routes_of
 from planner.optimize.placement import Demand, placements
 from planner.simulate import Fault, FleetResult, Workload, simulate_fleet
+from planner.simulate.apart import simulate_parts
 from specs.deployment import SLO, HardwareSpec
 from specs.plan import ReplicaPlacement, Route, RouterName
 
@@ -45,8 +46,11 @@ class WholePlan:
             if item.column.variant is not None
         )
         groups, links = whole_fleet(parts, self.routes, workload, self.hardware)
+        failing = tuple(faults)
+        if not links and not failing:
+            return simulate_parts(groups, self.routes, workload, router=self.router, refute=slos)
         return simulate_fleet(
-            groups, self.routes, workload, router=self.router, links=links, faults=tuple(faults), refute=slos
+            groups, self.routes, workload, router=self.router, links=links, faults=failing, refute=slos
         )
 
     @property

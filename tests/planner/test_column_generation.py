@@ -112,7 +112,7 @@ def test_a_part_of_a_purchase_takes_its_share_of_the_traffic() -> None:
     part, share = _part((Bought(bracket, 40),))
     assert part[0].replicas == module.SAMPLED
     assert share == pytest.approx(module.SAMPLED / 40)
-    assert _part((Bought(bracket, 16),)) == ((Bought(bracket, 16),), 1.0)
+    assert _part((Bought(bracket, 2 * module.SAMPLED),)) == ((Bought(bracket, 2 * module.SAMPLED),), 1.0)
 
 
 def test_sums_over_requests_say_what_the_requests_say() -> None:

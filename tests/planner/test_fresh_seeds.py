@@ -85,13 +85,18 @@ def test_a_limit_for_every_request_is_broken_by_one() -> None:
     assert broken[0].startswith("chat: TTFT <= 1 s")
 
 
-def test_a_handful_of_requests_decides_nothing() -> None:
+def test_a_handful_of_requests_is_judged_by_its_mean() -> None:
     few = some_requests(count=10)
     late = np.zeros(10, np.bool_)
     late[:2] = True
     found = Judge(lambda seed: few, LIMIT, 0)(lambda given: with_misses(late))
-    assert found.evidence.limits[0].verdict in ("undecided", "broken")
-    assert len(found.evidence.seeds) == MOST_RUNS or found.broken
+    assert found.evidence.limits[0].verdict in ("broken on average", "broken")
+    assert found.broken
+    late[:] = False
+    late[0] = True
+    found = Judge(lambda seed: few, LIMIT, 0)(lambda given: with_misses(late))
+    assert (found.evidence.limits[0].verdict, found.broken) == ("kept on average", ())
+    assert len(found.evidence.seeds) == MOST_RUNS
     nothing = Judge(lambda seed: None, LIMIT, 0)(lambda given: with_misses(late))
     assert (nothing.evidence.seeds, nothing.broken) == ((), ())
     assert nothing.evidence.limits[0].verdict == "undecided"

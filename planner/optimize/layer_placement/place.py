@@ -13,11 +13,11 @@ from planner.optimize.layer_placement.link_bound import link_bound
 from planner.optimize.layer_placement.named import place_named
 from planner.optimize.layer_placement.ranges import search_ranges
 from planner.optimize.layer_placement.regions import Machines, groupings, restricted
-from planner.optimize.layer_placement.search import Effort, search_stages
+from planner.optimize.layer_placement.search import LONG, SHORT, Effort, search_stages
 from planner.optimize.layer_placement.stages import best_stages
 from specs.errors import NoPlanError
 
-QUICK_STEPS, STAGE_STEPS, RANGE_STEPS = 150_000, 600_000, 100_000  # of annealing
+QUICK_STEPS, STAGE_STEPS, RANGE_STEPS = 100_000, 300_000, 100_000  # of annealing
 STAGES_SHARE, PROGRAMME_SHARE = 0.3, 0.6  # of the time: by when pipelines, and the exact programme, must be done
 PART_SECONDS = 5.0  # for the stages of a group of regions
 PROVEN = 1e-4  # a gap below which nothing more is tried
@@ -79,9 +79,9 @@ class _Task:
     def deadline(self) -> float:
         return self.begun + self.time_limit_s
 
-    def search(self, best: LayerPlacement, steps: int, seed: int) -> LayerPlacement:
-        """Aligned stages over all machines."""
-        state = search_stages(self.instance, self.aligned, self.proof, Effort(steps, self.deadline), seed)
+    def search(self, best: LayerPlacement, steps: int, run: int) -> LayerPlacement:
+        """Aligned stages over all machines, in runs of `run` steps."""
+        state = search_stages(self.instance, self.aligned, self.proof, Effort(steps, self.deadline), self.seed, run)
         return best if state is None else _better(self.instance, best, state.placement())
 
 
@@ -104,13 +104,15 @@ def _exactly(programme: Programme, task: _Task, best: LayerPlacement) -> LayerPl
 
 def _quickly(task: _Task, best: LayerPlacement) -> LayerPlacement:
     """Aligned stages over all machines, then of groups of regions side by side."""
-    best = task.search(best, QUICK_STEPS, task.seed)
+    best = task.search(best, QUICK_STEPS, SHORT)
     return best if best.proven else _side_by_side(task.instance, best, task.deadline, task.seed)
 
 
 def _thoroughly(task: _Task, best: LayerPlacement) -> LayerPlacement:
-    """More of the same from another seed, then ranges that need not align."""
-    best = task.search(best, STAGE_STEPS, task.seed + 1)
+    """Aligned stages with more effort, in short and in long runs, then ranges that need not align."""
+    for run in (SHORT, LONG):
+        if not best.proven:
+            best = task.search(best, STAGE_STEPS, run)
     if best.proven or best.tokens_per_s <= 0:
         return best
     effort = Effort(RANGE_STEPS, task.deadline)

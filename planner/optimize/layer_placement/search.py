@@ -17,7 +17,7 @@ SHARES = (  # of the aligned flow, wanted of stages
     *(1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3, 0.2, 0.05, 1e-6),
 )
 RAISE = 1.12  # the wanted flow beside the best one
-STEPS = (5_000, 20_000)  # of the runs of annealing of chains in turn: short ones suit some networks, long ones others
+SHORT, LONG = 5_000, 20_000  # steps of one run of annealing: short ones suit some networks, long ones others
 NAMINGS = 6  # of the machines of each plan, to begin with
 WIDTH = 4  # best starts that take turns
 
@@ -42,12 +42,12 @@ class Effort:
 
 
 def search_stages(
-    instance: LayerInstance, aligned: float, proof: ThroughputBound, effort: Effort, seed: int
+    instance: LayerInstance, aligned: float, proof: ThroughputBound, effort: Effort, seed: int, run: int = SHORT
 ) -> State | None:
     """The best pipeline met in chains of annealing; it ends early where `aligned` tokens/s are reached.
 
-    Chains start from stages planned for ever other flows; those that promise most come first. At least one plan is
-    started from, however little the effort. None where there is no plan at all.
+    Chains, of runs of `run` steps, start from stages planned for ever other flows; those that promise most come first.
+    At least one plan is started from, however little the effort. None where there is no plan at all.
     """
     draw, flows = random.Random(seed), Flows(instance)
     starts: list[tuple[float, State]] = []
@@ -64,8 +64,8 @@ def search_stages(
     turn = 0
     while not effort.spent and best < aligned * (1 - CLOSE_ENOUGH):
         starts.sort(key=lambda entry: -entry[0])
-        start, steps = starts[min(turn % WIDTH, len(starts) - 1)][1], STEPS[turn // WIDTH % len(STEPS)]
-        value, state = _chain(instance, start, aligned, steps, effort, flows, draw)
+        start = starts[min(turn % WIDTH, len(starts) - 1)][1]
+        value, state = _chain(instance, start, aligned, run, effort, flows, draw)
         starts.append((value, state))
         turn += 1
         if value > best:
