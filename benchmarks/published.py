@@ -107,8 +107,9 @@ def print_timed(solve: Callable[[], dict[str, Any]]) -> None:
 
 
 def gap(value: float, bound: float) -> float:
-    """Distance between a value and its bound as a share of the value; 0 where both are 0."""
-    return abs(value - bound) / abs(value) if value else float(bound != value)
+    """Distance between a value and its bound as a share of the larger: what is minimised is above its bound."""
+    larger = max(abs(value), abs(bound))
+    return abs(value - bound) / larger if larger else 0.0
 
 
 def run(main: Callable[[], None]) -> None:

@@ -50,7 +50,28 @@ def decided(
         return _largest_multiple(problem, progress, any_plan, master_of)
     master = master_of(problem, progress)
     found = master.decide(any_plan=any_plan) if problem.families or problem.role_families else None
+    if found is not None and not any_plan and master.template.worth and not found.served:
+        found = _cheapest_that_serves_all(problem, found, progress, master_of)
     return Decided(problem, master, found)
+
+
+def _cheapest_that_serves_all(
+    problem: Problem, found: Decision, progress: Progress, master_of: Callable[[Problem, Progress], Master]
+) -> Decision:
+    """Where everything is served, nothing is left to maximise: of such plans, the cheapest one.
+
+    The search for the most stops at a plan that serves all, and never prices what would serve it for less.
+    """
+    priced = all(pool.price is not None for pool in problem.template.pools)
+    template = replace(problem.template, quantity="cost" if priced else "gpus", worth={})
+    try:
+        cheaper = replace(master_of(replace(problem, template=template), progress), bounded=False).decide()
+    except NoPlanError:
+        return found
+    if cheaper is None:
+        return found
+    proof = {name: getattr(found, name) for name in ("value", "bound", "priced_bound", "second_opinion", "refuted")}
+    return replace(cheaper, **proof)
 
 
 def _largest_multiple(

@@ -14,20 +14,26 @@ from typing import Any
 
 from planner.answers.conflict_search import TO_ANSWER, Progress, Search
 from planner.answers.conflict_words import demand, nearest_miss, stock
+from planner.answers.resolve import changed
 from planner.answers.statements import Statement, factors, scaled, statements, with_section
 from planner.optimize.decision import Decision
 from planner.plan_simulation.traffic import at_rate
 from planner.problem import Problem
-from specs.deployment import DeploymentSpec
+from specs.deployment import DeploymentSpec, ModelChoices
 from specs.errors import NoPlanError
 
 # Simulations to find the statements in conflict, how much traffic can be served, and the mends of statements.
 TO_FIND, TO_SLOW, TO_MEND = 400, 200, 600
+ONLY_BOOTS = "(then it boots; whether it keeps every promise was not tried)"
+LARGER = (2, 4, 8, 16, 32)  # times a pool's stock
 FEWER = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
 def explain_conflict(problem: Problem, progress: Progress = lambda text: None) -> NoPlanError:
     """The error to raise for a problem that has no plan."""
+    homeless = [name for name in problem.spec.models if not _boots(problem, name)]
+    if homeless:
+        return _homeless(problem, homeless[0], progress)
     search = Search(problem, progress, TO_FIND)
     every = list(statements(problem.spec, search))
     alone = _alone(search, every)
@@ -37,9 +43,6 @@ def explain_conflict(problem: Problem, progress: Progress = lambda text: None) -
         search.left = max(TO_ANSWER, TO_MEND // len(alone))
         if (mend := search.mended(partial(statement.mend, decision))) is not None:
             mends.append(mend)
-    homeless = [name for name in problem.spec.models if not _boots(problem, name)]
-    if homeless:
-        return _homeless(problem, homeless[0], conflict, mends)
     search.left = TO_SLOW
     slower = search.mended(partial(_slower, search)) if search.rate_matters() else None
     if not mends:
@@ -58,17 +61,41 @@ def _boots(problem: Problem, model: str) -> bool:
     return any(family.model == model for family in (*problem.families, *problem.role_families))
 
 
-def _homeless(problem: Problem, model: str, conflict: list[str], mends: list[str]) -> NoPlanError:
-    """Of a model that boots on none of the devices: what it is, and what it might have booted on."""
-    nearest = nearest_miss(problem, model)
-    pools = problem.spec.hardware.pools
-    named = {f"hardware.pools[{index}] {pool.name}: count: {pool.count}" for index, pool in enumerate(pools)}
-    found = [f"models.{model}.architecture: {problem.facts.architectures[model].name}"]
-    found += [text for text in conflict if text not in named]
-    found += [f"hardware.pools: {stock(pool)}" for pool in pools]
+def _homeless(problem: Problem, model: str, progress: Progress) -> NoPlanError:
+    """Of a model that boots on none of the devices: no promise is to blame, only what it is, its pins and the pools."""
+    nearest, spec = nearest_miss(problem, model), problem.spec
     detail = f"; nearest miss: {nearest}" if nearest else ""
+    found = [f"models.{model}.architecture: {problem.facts.architectures[model].name}"]
+    pins = spec.choices.of(model).model_dump(exclude_none=True)
+    mends = []
+    if pins:
+        progress(f"what if choices.{model} pinned nothing")
+        free = spec.choices.model_copy(update={"models": {**spec.choices.models, model: ModelChoices()}})
+        if _boots(changed(problem, spec.model_copy(update={"choices": free})), model):
+            found.append(f"choices.{model}: {', '.join(pins)}")
+            mends.append(f"choices.{model}: auto {ONLY_BOOTS}")
+    found += [f"hardware.pools: {stock(pool)}" for pool in spec.hardware.pools]
+    for index, pool in enumerate(spec.hardware.pools):
+        progress(f"what if {pool.name} held more")
+        if (count := _count_to_boot(problem, model, index)) is not None:
+            mends.append(f"hardware.pools[{index}] {pool.name}: count: {count} {ONLY_BOOTS}")
     message = f"models.{model} boots on none of the declared devices{detail}"
-    return NoPlanError(message, tuple(dict.fromkeys(found)), tuple(mends))
+    return NoPlanError(message, tuple(found), tuple(mends))
+
+
+def _count_to_boot(problem: Problem, model: str, index: int) -> int | None:
+    """The least of some multiples of a pool's stock, in nodes of eight at most, on which the model boots."""
+    spec = problem.spec
+    pool = spec.hardware.pools[index]
+    for times in LARGER:
+        count = pool.count * times
+        size = pool.gpus_per_node if pool.count >= pool.gpus_per_node > 1 else min(8, count)
+        larger = pool.model_copy(update={"count": -(-count // size) * size, "gpus_per_node": size})
+        pools = tuple(larger if item is pool else item for item in spec.hardware.pools)
+        grown = spec.model_copy(update={"hardware": spec.hardware.model_copy(update={"pools": pools})})
+        if _boots(changed(problem, grown), model):
+            return larger.count
+    return None
 
 
 def _alone(search: Search, every: list[Statement]) -> list[tuple[Statement, Decision]]:

@@ -88,12 +88,14 @@ class Search:
             if allowed < 0:
                 raise _ExhaustedError
 
-        try:
-            found = solved(problem, count, like=self._known.get(id(problem.workload)), any_plan=not best)
+        try:  # what is offered has to come out when it is planned for, so it is judged as any spec is planned
+            like = None if whole else self._known.get(id(problem.workload))
+            found = solved(problem, count, like=like, any_plan=not (best or whole))
         except _ExhaustedError:
             self.exhausted = True
             return None
-        self._known.setdefault(id(problem.workload), found)
+        if not whole:
+            self._known.setdefault(id(problem.workload), found)
         return found.decision
 
     def rate_matters(self) -> bool:

@@ -163,14 +163,17 @@ def _alike(problem: Problem, other: Problem) -> bool:
 
 
 def _take_over(master: Master, problem: Problem, like: Solved) -> None:
-    """The work and latencies that were worked out, and brackets whose ladder and promises are as they were."""
+    """The work and latencies that were worked out; brackets, too, where all promises and their ladder are as they were.
+
+    Brackets of a search that other promises led somewhere else would lead this one there, too.
+    """
     master.pricer = like.master.pricer.again(master.pricer.slos, master.pricer.choices)
-    old_promises = like.master.pricer.slos
+    if like.master.pricer.slos != master.pricer.slos:
+        return
     families = {family.key: family for family in (*problem.families, *problem.role_families)}
     for key, bracket in like.master.brackets.items():
         family = families.get(bracket.family.key)
-        same = all(old_promises.get(name) == master.pricer.slos.get(name) for name in bracket.classes)
-        if family is not None and same and family.most_replicas == bracket.family.most_replicas:
+        if family is not None and family.most_replicas == bracket.family.most_replicas:
             master.brackets[key] = _copy(bracket, family)
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from planner.answers.changes import Change, Kind, changes
 from planner.answers.resolve import Progress, Solved, changed, solved
 from planner.answers.structure import difference, in_words, replicas_of
-from planner.candidates.pricing import broken_limits
 from planner.optimize.decision import Decision
 from planner.optimize.programme import Programme
+from planner.optimize.whole_plan import WholePlan
 from specs.deployment import DeploymentSpec
 from specs.errors import InputError
 
@@ -114,14 +114,24 @@ def _better(again: Solved, own: Decision) -> Decision | None:
 
 
 def _kept(again: Solved, own: Decision) -> Decision | None:
-    """The plan that was found, or the own one where that is worth as much and keeps the changed promises, too."""
-    found, template, pricer = again.decision, again.problem.template, again.master.pricer
-    judged_further = template.survive or any(pool.spot for pool in again.problem.spec.hardware.pools)
-    if found is None or judged_further or abs(found.value - own.value) > EQUAL * abs(own.value) or own.served:
+    """The plan that was found, or the own one where that is no worse and keeps the changed promises, too."""
+    found, master = again.decision, again.master
+    maximises = again.problem.spec.objective.sense == "maximise"
+    if found is not None:
+        gain = (found.value - own.value) * (1.0 if maximises else -1.0)
+        if gain > EQUAL * abs(own.value):
+            return found
+    if own.served:
         return found
-    result = again.master.simulate(own.bought, own.routes, placement=own.placement)
-    broken, _ = broken_limits(result, pricer.workload, pricer.slos)
-    return found if broken else replace(own, priced_bound=found.priced_bound, status=found.status, result=result)
+    whole = WholePlan(own.bought, own.routes, own.placement, again.problem.spec.hardware, master.pricer.router)
+    judged = master.judgement(whole, {})
+    if judged.broken:
+        return found
+    own = replace(own, result=judged.result, fresh=judged.fresh, notes=judged.notes)
+    if found is None:
+        return replace(own, status="not proven again")
+    bound = max(found.priced_bound, own.value) if maximises else min(found.priced_bound, own.value)
+    return replace(own, priced_bound=bound, status=found.status)
 
 
 def _worth(decision: Decision, template: Programme) -> float:

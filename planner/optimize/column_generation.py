@@ -33,7 +33,8 @@ PAIRS = 600  # of families and their classes, from which on a fleet is large
 SAMPLED = 4  # replicas that are simulated for a price
 MOST_TABLES = 1_000  # families whose step tables are all kept
 GAP, ENOUGH = 0.003, 0.009  # of one solve; between the plan and the bound
-TIME_LIMIT_S = 5.0
+TIME_LIMIT_S, MOST_NODES = 120.0, 300  # of one solve; the tree ends first, so that busy machines plan alike
+ENDED_EARLY = "bound not reached"
 MOST_ROUNDS, MOST_PROGRAMMES, MOST_GENERATIONS = 400, 6, 2
 FLEET_FACTOR = 0.97  # of a priced load, that plans of a large fleet count on: what one sample passes, another may not
 STEP = 0.97  # between two loads that are tried on a refuted plan
@@ -102,7 +103,7 @@ class FleetMaster(Master):
             if best is None:
                 continue
             self._last = self._judged_by_bound(best)
-            if self._last.status != "time limit" or any_plan or attempt == MOST_GENERATIONS - 1:
+            if self._last.status != ENDED_EARLY or any_plan or attempt == MOST_GENERATIONS - 1:
                 return self._last, self._least
         raise NoPlanError(
             f"no plan was found: {MOST_GENERATIONS} plans were refuted, so the search gave up; this proves nothing"
@@ -111,7 +112,7 @@ class FleetMaster(Master):
     def _judged_by_bound(self, plan: Solution) -> Solution:
         """The plan with the status that the least bound gives it."""
         near = plan.value - self._least <= ENOUGH * plan.value
-        return replace(plan, status=f"optimal within {ENOUGH:.1%}" if near else "time limit")
+        return replace(plan, status=f"optimal within {ENOUGH:.1%}" if near else ENDED_EARLY)
 
     def _shrink(self, bought: tuple[Bought, ...], broken: tuple[str, ...], *, everything: bool = False) -> None:
         """After the whole plan was refuted: more replicas for the models that break a limit on all of their traffic."""
@@ -166,10 +167,10 @@ class FleetMaster(Master):
         best: Solution | None = None
         for _ in range(MOST_PROGRAMMES):
             self.progress(f"solving the fleet ({self.pricer.simulations} simulations)")
-            best = solve(self._fleet(closed=True), gap=GAP, time_limit_s=TIME_LIMIT_S)
+            best = solve(self._fleet(closed=True), gap=GAP, time_limit_s=TIME_LIMIT_S, most_nodes=MOST_NODES)
             if best.status != "infeasible" and best.value - bound <= ENOUGH * best.value:
                 break
-            hopeful = solve(self._fleet(), gap=GAP, time_limit_s=TIME_LIMIT_S)
+            hopeful = solve(self._fleet(), gap=GAP, time_limit_s=TIME_LIMIT_S, most_nodes=MOST_NODES)
             if hopeful.status == "infeasible":
                 return None
             bound = max(bound, hopeful.bound)
@@ -182,7 +183,7 @@ class FleetMaster(Master):
             raise NoPlanError(
                 "no plan was found: the search for columns ended early; this does not prove that there is none"
             )
-        status = f"optimal within {ENOUGH:.1%}" if best.value - bound <= ENOUGH * best.value else "time limit"
+        status = f"optimal within {ENOUGH:.1%}" if best.value - bound <= ENOUGH * best.value else ENDED_EARLY
         return replace(best, status=status), bound
 
     def _price_relaxed(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,7 +17,8 @@ from planner.answers.plot import frontier_svg
 from planner.answers.resolve import Solved, changed, solved
 from planner.answers.structure import difference, element_of, elements, in_words, replicas_of
 from planner.answers.what_if import Answer, answer, what_if
-from specs.deployment import SLO, PercentileLimit
+from planner.problem import pose
+from specs.deployment import SLO, PercentileLimit, read_deployment
 
 LLAMA = "{small: {architecture: meta-llama/Llama-3.1-8B, weights: bf16}}"
 TOGETHER = "choices: {disaggregation: never}"
@@ -259,3 +261,13 @@ def test_differences_in_words(own: Solved) -> None:
         for model, family in (("a", own.problem.families[0]), ("b", own.problem.families[0]))
     }
     assert in_words(two) == "2 x TP 1 on l40s for a (bf16) + 2 x TP 1 on l40s for b (bf16)"
+
+
+def test_a_tighter_limit_that_the_plan_in_hand_keeps_costs_nothing() -> None:
+    """Prices of classes whose promises stay as they are must not lead the search away from the plan in hand."""
+    example = Path(__file__).parents[2] / "specs" / "examples" / "two-classes.yaml"
+    loaded = read_deployment(example)
+    found = what_if(solved(pose(loaded.spec, loaded.base_dir)))
+    tighter = [item for item in found if item.kind == "slo"]
+    assert len(tighter) == 6
+    assert [item.step for item in tighter] == pytest.approx([0.0] * 6)

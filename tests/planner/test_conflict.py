@@ -167,6 +167,15 @@ def test_a_model_that_boots_nowhere_names_the_nearest_miss() -> None:
     assert "hardware.pools: l40s with 8 l40s" in error.conflict
 
 
+def test_where_a_model_boots_nowhere_promises_are_not_in_the_conflict_and_the_stock_that_boots_is_named() -> None:
+    error = conflict(models="{small: meta-llama/Llama-3.1-70B}", pools=(L40S.replace("count: 8", "count: 1"),))
+    assert not any("slo" in text for text in error.conflict)
+    (mend,) = error.mends
+    assert mend.startswith("hardware.pools[0] l40s: count: 4 (then it boots;")
+    pinned = conflict(models="{small: meta-llama/Llama-3.1-70B}", rest="choices: {small: {tensor_parallel: 1, pipeline_parallel: 1}}")
+    assert any(text.startswith("choices.small: auto") for text in pinned.mends)
+
+
 @pytest.mark.parametrize("first", range(9))
 def test_bisection_finds_the_first_option_that_holds_in_few_questions(first: int) -> None:
     options, asked = list(range(8)), []
