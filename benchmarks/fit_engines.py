@@ -5,8 +5,8 @@
 Parameters are those of `PARAMETERS`, all positive, with a prior each (log-normal: middle and width); none belongs to
 one model. Method: Gauss-Newton on log(predicted / measured) of TPOT and TTFT with Huber's weights (P. J. Huber, 1964),
 since a few published rows are wrong by factors. `left_out` predicts each (model, device, engine) group with the
-parameters that the other groups alone give: one more Gauss-Newton step without its rows, of the length that helps the
-others most. Same table, same figures.
+parameters that the other groups alone give: one more Gauss-Newton step without its rows (or several), of the length
+that helps the others most. Same table, same figures.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ TPOT_WIDTH, TTFT_WIDTH = 0.04, 0.25  # of log ratios: what a good prediction is 
 DIFFERENCE = 0.05  # of a parameter's logarithm, for its derivative
 FACTOR, GROUPED, OVERHEAD = 0.1, 0.3, 0.5  # widths of priors: kernels, grouped products (no table fits), host times
 GROUP_WEIGHT = 0.5  # a (model, device, engine) of n rows counts for this x sqrt(n): its errors are not independent
+SETTLED = 0.003  # relative gain of a step below which a fit is done
 SAMPLED_ROWS = 40  # of such a group that are simulated for the fit, spread over the table
 
 _KERNELS = {
@@ -130,7 +131,7 @@ def fit(base: EngineProfile, rows: Sequence[Row], rounds: int = 4) -> Fit:
         slopes = _slopes(base, rows, names, values, found)
         after = _cost(found, values, middle, width, weights)
         print(f"{base.name}: cost {before:.1f} -> {after:.1f}", flush=True)
-        if before - after < 0.003 * after:
+        if before - after < SETTLED * after:
             break
     return Fit(names, values, found, slopes)
 
@@ -202,28 +203,41 @@ def sample(rows: Sequence[Row]) -> list[Row]:
     return [row for of in groups.values() for row in of[:: -(-len(of) // SAMPLED_ROWS)]]
 
 
-def left_out(base: EngineProfile, rows: Sequence[Row], sampled: Sequence[Row], fitted: Fit) -> Floats:
-    """(rows, 2) seconds, each group predicted with parameters that its rows had no part in.
+def left_out(base: EngineProfile, rows: Sequence[Row], sampled: Sequence[Row], fitted: Fit, rounds: int = 1) -> Floats:
+    """(rows, 2) seconds, each group predicted with parameters that its rows had no part in, after so many steps.
 
     `fitted`: of `sampled`, which are some of `rows`.
     """
-    _, middle, width = _priors(base)
     seconds = np.full((len(rows), 2), np.nan)
     for group in sorted({row.group for row in rows}):
         others = [index for index, row in enumerate(sampled) if row.group != group]
         kept = [sampled[index] for index in others]
-        weights = _weights(kept)
-        step = _step(fitted.residuals[others], fitted.slopes[others], fitted.values, middle, width, weights)
-
-        def cost(share: float, step: Floats = step, kept: list[Row] = kept, weights: Floats = weights) -> float:
-            values = fitted.values + share * step
-            return _cost(_residuals(base, kept, fitted.names, values), values, middle, width, weights)
-
-        best = min((1.0, 0.5, 0.25), key=cost)
-        profile = replace(fitted, values=fitted.values + best * step).profile(base)
+        start = replace(fitted, residuals=fitted.residuals[others], slopes=fitted.slopes[others])
+        profile = _settled(base, kept, start, rounds).profile(base)
         inside = [index for index, row in enumerate(rows) if row.group == group]
         seconds[inside] = simulate([rows[index] for index in inside], profile)
     return seconds
+
+
+def _settled(base: EngineProfile, kept: Sequence[Row], start: Fit, rounds: int) -> Fit:
+    """`start`, moved by at most `rounds` Gauss-Newton steps on the rows kept, until they gain no more."""
+    _, middle, width = _priors(base)
+    weights = _weights(kept)
+    here = start
+    for turn in range(rounds):
+        if turn:
+            here = replace(here, slopes=_slopes(base, kept, here.names, here.values, here.residuals))
+        before = _cost(here.residuals, here.values, middle, width, weights)
+        step = _step(here.residuals, here.slopes, here.values, middle, width, weights)
+        moves = [here.values + share * step for share in (1.0, 0.5, 0.25)]
+        tried = [replace(here, values=values, residuals=_residuals(base, kept, here.names, values)) for values in moves]
+        costs = [_cost(one.residuals, one.values, middle, width, weights) for one in tried]
+        if turn and min(costs) >= before:
+            break
+        here = tried[int(np.argmin(costs))]
+        if turn and before - min(costs) < SETTLED * min(costs):
+            break
+    return here
 
 
 def main() -> None:

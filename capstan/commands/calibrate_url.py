@@ -11,12 +11,16 @@ from capstan.input_files import read_plan, refuse_unwritable
 from specs.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from planner.estimate.overheads import FittedOverheads
     from runtime.replay import Target
     from specs.measurements import Measurements
     from specs.plan import Plan, ReplicaGroup
 
 TIMEOUT_S = 600.0
+UNSTEADY = 0.1  # relative difference of equal loads beyond which the machine, not the engine, is what was measured
+POOR = 0.15  # median error of the fit, likewise
 
 
 def run_calibrate_url(
@@ -132,6 +136,8 @@ def _finish(
     profile = described(fitted, seen, f"the {plan.profiles[pool['device']].confidence} profile of {group.device}")
     target = output if output is not None else profile_path(f"engine-{profile.name}")
     profile.write(target)
+    for text in _doubts(fitted):
+        warn(text)
     if json_output:
         print_json(profile.model_dump(mode="json"))
         return
@@ -141,6 +147,21 @@ def _finish(
     print(f"\nwrote {target}: {profile.name} with the host times of {seen.source}")
     print(f"next: capstan verify --url {seen.source} --plan PLAN --engine-profile {target}")
     print(f"      capstan plan SPEC --engine-profile {target}")
+
+
+def _doubts(fitted: FittedOverheads) -> Iterator[str]:
+    """Why what is predicted with this profile will be off."""
+    repeat = fitted.repeat_p50 or 0.0
+    if repeat > UNSTEADY:
+        yield (
+            f"equal loads differ by {repeat:.0%} in the median: something else was at work on this machine, or it is "
+            "not steady; predictions will be off by as much. Calibrate again when it is quiet, or with more --minutes"
+        )
+    if fitted.residual_p50 > max(POOR, repeat):
+        yield (
+            f"the fit is off by {fitted.residual_p50:.0%} in the median: the server does something that the engine's "
+            "profile does not know, or it is not set up as the plan says"
+        )
 
 
 def _print(fitted: FittedOverheads) -> None:

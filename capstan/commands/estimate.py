@@ -27,13 +27,15 @@ def run_estimate_command(
     json_output: bool,
     profile: Path | None,
     explain: int | None,
+    client: str | None,
 ) -> None:
     """The form that the arguments ask for. `InputError` where they ask for both or none, or do not go together."""
     if (points is None) == (operators is None):
         raise InputError("one table is needed", field="POINTS", expected="POINTS.csv or --operators TABLE")
     if operators is not None:
-        if explain is not None:
-            raise InputError("is of points", field="--explain", expected="POINTS.csv")
+        for name, given in (("--explain", explain), ("--client", client)):
+            if given is not None:
+                raise InputError("is of points", field=name, expected="POINTS.csv")
         run_estimate(operators, device, output, json_output, profile)
         return
     from capstan.commands.estimate_points import run_estimate_points
@@ -42,7 +44,7 @@ def run_estimate_command(
         if value is not None:
             raise InputError("is of --operators: a point names its GPU", field=name)
     assert points is not None
-    run_estimate_points(points, output, json_output, explain)
+    run_estimate_points(points, output, json_output, explain, client)
 
 
 def run_estimate(

@@ -13,24 +13,32 @@ from specs.errors import InputError, nearest_names
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from planner.estimate import Prediction
+    from planner.estimate import Client, Prediction
 
 APPENDED = ("predicted_ttft_ms", "predicted_tpot_ms", "predicted_output_tokens_per_s", "confidence", "note")
 NEEDED = ("model", "gpu", "engine", "isl", "osl", "concurrency")
 MEASURED = {"ttft": "ttft_ms", "tpot": "tpot_ms"}
 
 
-def run_estimate_points(points: Path, output: Path, json_output: bool = False, explain: int | None = None) -> None:
+def run_estimate_points(
+    points: Path,
+    output: Path,
+    json_output: bool = False,
+    explain: int | None = None,
+    client: str | None = None,
+) -> None:
     """Write the table with the predicted columns appended: one row out per row in, in order, other columns untouched.
 
     A row that cannot be predicted says why in `note`. Where `ttft_ms` and `tpot_ms` are there, the error is reported.
-    `explain`: a row (from 1) whose time is shown by operator and phase. Raises `InputError` for a file that is no such
+    `explain`: a row (from 1) whose time is shown by operator and phase. `client`: who sends the requests, one of
+    `planner.estimate.CLIENTS`; None for the published runs'. Raises `InputError` for a file that is no such
     table; nothing is written then.
     """
     from capstan.console import print_json, progress_line, warn
     from planner.estimate import predict_rows
     from specs.document import write_atomically
 
+    sender = _client(client)
     columns, first_line = read_table_file(points)
     _check_columns(columns, points)
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
@@ -39,7 +47,7 @@ def run_estimate_points(points: Path, output: Path, json_output: bool = False, e
     if explain is not None and not 1 <= explain <= len(rows):
         raise InputError(f"there is no row {explain}", field="--explain", expected=f"1 to {len(rows)}")
     with progress_line("predicting") as report:
-        predictions = list(predict_rows(rows, first_line, lambda done: report(f"predicting row {done}")))
+        predictions = list(predict_rows(rows, first_line, lambda done: report(f"predicting row {done}"), sender))
     write_atomically(output, _csv(columns, predictions))
     missing = sum(prediction.ttft_ms is None for prediction in predictions)
     errors = {name: _errors(rows, predictions, name) for name in MEASURED}
@@ -50,7 +58,7 @@ def run_estimate_points(points: Path, output: Path, json_output: bool = False, e
                 "predicted": len(rows) - missing,
                 "output": str(output),
                 **{f"{name}_error_{key}": value for name, of in errors.items() for key, value in of.items()},
-                **({} if explain is None else {"explained": _explained(rows[explain - 1])}),
+                **({} if explain is None else {"explained": _explained(rows[explain - 1], sender)}),
             }
         )
         return
@@ -62,7 +70,17 @@ def run_estimate_points(points: Path, output: Path, json_output: bool = False, e
         if of:
             print(f"{name.upper()}: median error {100 * of['p50']:.1f} %, p90 {100 * of['p90']:.1f} %")
     if explain is not None:
-        _show(rows[explain - 1])
+        _show(rows[explain - 1], sender)
+
+
+def _client(name: str | None) -> Client:
+    from planner.estimate import CLIENTS
+
+    for client in CLIENTS:
+        if name in (None, client):
+            return client
+    expected = f"one of {', '.join(CLIENTS)}"
+    raise InputError(f"is {name!r}", field="--client", expected=expected, nearest=nearest_names(str(name), CLIENTS))
 
 
 def _check_columns(columns: Columns, points: Path) -> None:
@@ -115,7 +133,7 @@ def _positive(cell: object) -> float | None:
     return value if 0.0 < value < float("inf") else None
 
 
-def _explained(row: Mapping[str, object]) -> list[dict[str, object]]:
+def _explained(row: Mapping[str, object], client: Client) -> list[dict[str, object]]:
     from planner.estimate import Point, deployment_of, explain_point
     from specs.catalog import load_engine
 
@@ -132,7 +150,7 @@ def _explained(row: Mapping[str, object]) -> list[dict[str, object]]:
                 for part in phase.parts
             ],
         }
-        for phase in explain_point(point, deployment, engine)
+        for phase in explain_point(point, deployment, engine, client)
     ]
 
 
@@ -142,10 +160,10 @@ WAITING = {
 }
 
 
-def _show(row: Mapping[str, object]) -> None:
+def _show(row: Mapping[str, object], client: Client) -> None:
     from capstan.console import out, table
 
-    for phase in _explained(row):
+    for phase in _explained(row, client):
         total = float(str(phase["total_ms"]))
         shown = table(
             f"{phase['phase']}: {total:.3g} ms", ("part", "kind", "times", "ms", "share"), ("times", "ms", "share")

@@ -326,7 +326,7 @@ def summary(plan: Plan) -> Iterator[tuple[str, str]]:
     if len(certificate.windows) > MOST_CLASSES:
         requests = sum(window.requests for window in certificate.windows)
         yield "", f"and {len(certificate.windows) - MOST_CLASSES} classes more: {requests:,} requests in all"
-    if certificate.fresh is not None:
+    if certificate.fresh is not None and certificate.fresh.limits:
         yield "fresh seeds", _fresh_text(certificate.fresh)
     yield "confidence", f"step costs predicted, fit {plan.predictions.confidence}{_errors_text(plan)}"
     for note in plan.predictions.notes:

@@ -25,13 +25,17 @@ def print_comparison(report: dict[str, Any]) -> None:
 
 def _class_rows(made: Any, entry: dict[str, Any]) -> None:
     predicted, measured = entry["predicted"], entry["measured"]
-    labels = [entry["class"], count_text(measured["requests"], "request"), *_statuses(measured["status"])]
+    ended = _statuses(measured["status"])
+    labels = [entry["class"], count_text(measured["requests"], "request"), *ended]
     lines = iter([*labels, *[""] * 20])
     for metric, name in METRICS:
         key = f"{metric}_s"
         for first, label, source in ((name, "predicted", predicted), ("", "measured", measured)):
             limit = entry["limits"][metric] if first else ""
-            made.add_row(next(lines), first, label, *(seconds_text(source[key].get(rank)) for rank in SHOWN), limit)
+            endless = "failed" if ended and source is measured else "-"
+            times = (source[key].get(rank) for rank in SHOWN)
+            shown = (endless if one is None and source[key] else seconds_text(one) for one in times)
+            made.add_row(next(lines), first, label, *shown, limit)
         shares = (entry["difference"][key].get(rank) for rank in SHOWN)
         made.add_row(next(lines), "", "difference", *("-" if share is None else f"{share:+.0%}" for share in shares))
     if "attainment" in predicted and "attainment" in measured:

@@ -55,8 +55,8 @@ _MANY = 1_000_000  # replicas of a side whose ports are never the limit
 def by_role(families: Sequence[Family], spec: DeploymentSpec) -> tuple[tuple[Family, ...], tuple[Family, ...]]:
     """Families that do both, and those with a role, as `choices.disaggregation` asks for them.
 
-    `auto` leaves roles out of large spaces, and where nodes may fail: their programmes take minutes. Raises `InputError`
-    where a model has to be split and cannot be.
+    `auto` leaves roles out of large spaces, and where nodes may fail: their programmes take minutes. Raises
+    `InputError` where a model has to be split and cannot be.
     """
     choice = spec.choices.disaggregation
     large = len(families) > (MOST_AUTO if len(spec.models) == 1 else MOST_AUTO_TOGETHER)

@@ -1,13 +1,15 @@
 """Predictions for stated deployments: latency and throughput of one replica under a closed loop, without planning."""
 
 from planner.estimate.explain import Part, Phase, explain_point
-from planner.estimate.points import COLUMNS, Deployment, Point, deployment_of
+from planner.estimate.points import COLUMNS, Deployment, Point, deployment_of, is_mixture
 from planner.estimate.predict import Prediction, predict_point, predict_rows
-from planner.estimate.protocol import Protocol, protocol_of
-from planner.estimate.replica import Latency, is_mixture, simulate_point
+from planner.estimate.protocol import CLIENTS, Client, Protocol, client_note, protocol_of
+from planner.estimate.replica import Latency, simulate_point
 
 __all__ = [
+    "CLIENTS",
     "COLUMNS",
+    "Client",
     "Deployment",
     "Latency",
     "Part",
@@ -15,6 +17,7 @@ __all__ = [
     "Point",
     "Prediction",
     "Protocol",
+    "client_note",
     "deployment_of",
     "explain_point",
     "is_mixture",

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimate.step import EngineStep
+from specs.errors import InputError
 
 Floats = NDArray[np.float64]
+MOST_EVENTS = 2_000_000  # some ten seconds; published points have at most a few thousand
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class Observed:
 def run_closed_loop(
     step: EngineStep, rules: Rules, concurrency: int, prompts: list[int], outputs: list[int]
 ) -> Observed:
-    """Serve `len(prompts)` requests with `concurrency` in flight; the first ones are all sent at time 0."""
+    """Serve `len(prompts)` requests with `concurrency` in flight; the first ones are all sent at time 0.
+
+    `InputError` where that takes more than `MOST_EVENTS` steps of the scheduler that differ from the one before.
+    """
     total = len(prompts)
     first = [0.0] * total
     ended = [0.0] * total
@@ -59,7 +64,8 @@ def run_closed_loop(
     waiting: deque[int] = deque()
     length = list(prompts)  # tokens to compute before the next token is sampled; grows when preempted
     made = [0] * total  # output tokens so far, of preempted ones
-    running: list[tuple[int, int]] = []  # (decode step after which it ends, request)
+    running: list[tuple[int, int]] = []  # (decode step after which it ends, request); outdated where not in `ends`
+    ends: dict[int, int] = {}  # by running request
     began: dict[int, int] = {}  # decode step at which a running sequence began, by request
     under_way: deque[list[int]] = deque()  # [request, tokens computed] of prompts that are not done
     now, steps, decodes, context, reserved, done = 0.0, 0, 0, 0, 0.0, 0
@@ -78,7 +84,10 @@ def run_closed_loop(
         nonlocal decodes, context, reserved, done
         delivered = max(frontend, now)
         while running and running[0][0] <= steps:
-            _, request = heapq.heappop(running)
+            end, request = heapq.heappop(running)
+            if ends.get(request) != end:
+                continue
+            del ends[request]
             decodes -= 1
             context -= length[request] + steps - began.pop(request)
             reserved -= prompts[request] + rules.reserve * outputs[request]
@@ -89,7 +98,15 @@ def run_closed_loop(
 
     for _ in range(min(concurrency, total)):
         send(0.0)
+    events = 0
     while done < total:
+        events += 1
+        if events > MOST_EVENTS:
+            raise InputError(
+                f"takes too long to simulate: {done:,} of {total:,} requests are done after {MOST_EVENTS:,} events",
+                field="concurrency",
+                expected="fewer clients or shorter requests",
+            )
         while arrivals and arrivals[0][0] <= now:
             if not waiting:
                 waiting_since = steps
@@ -141,7 +158,8 @@ def run_closed_loop(
                 if not made[request]:
                     first[request] = frontend
                 began[request] = steps - 1  # its first token is cached with the next step
-                heapq.heappush(running, (steps + outputs[request] - made[request] - 1, request))
+                ends[request] = steps + outputs[request] - made[request] - 1
+                heapq.heappush(running, (ends[request], request))
                 order.append(request)
                 decodes += 1
                 context += length[request] + 1
@@ -150,6 +168,8 @@ def run_closed_loop(
         if not decodes:
             now = max(now, arrivals[0][0])
             continue
+        while ends.get(running[0][1]) != running[0][0]:
+            heapq.heappop(running)
         count = running[0][0] - steps
         mean = context / decodes
         each = step.decode_s(decodes, mean)
@@ -162,8 +182,7 @@ def run_closed_loop(
             if room < 1 and decodes > 1:
                 victim = _youngest(order, began)
                 generated = steps - began.pop(victim)
-                running = [entry for entry in running if entry[1] != victim]
-                heapq.heapify(running)
+                del ends[victim]
                 decodes -= 1
                 context -= length[victim] + generated
                 reserved -= prompts[victim] + rules.reserve * outputs[victim]

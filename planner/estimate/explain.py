@@ -8,9 +8,9 @@ import numpy as np
 
 from planner.cost.engine_kernels import engine_s
 from planner.cost.operations import StepShape
-from planner.estimate.points import Deployment, Point
-from planner.estimate.protocol import protocol_of
-from planner.estimate.replica import is_mixture, simulate_point, work_of
+from planner.estimate.points import Deployment, Point, is_mixture
+from planner.estimate.protocol import Client, protocol_of
+from planner.estimate.replica import simulate_point, work_of
 from specs.profile import EngineProfile
 
 
@@ -38,13 +38,16 @@ class Phase:
         return self.total_s - sum(part.seconds for part in self.parts)
 
 
-def explain_point(point: Point, deployment: Deployment, engine: EngineProfile) -> tuple[Phase, Phase]:
+def explain_point(
+    point: Point, deployment: Deployment, engine: EngineProfile, client: Client = "published"
+) -> tuple[Phase, ...]:
     """The phases of a point: one prompt alone, and a decode step of the mean batch at its mean context.
 
-    What waits is the rest of each: a request for the steps before its own, a further token for the prompts that share
-    its steps. Raises `InputError` where the point cannot be predicted.
+    The second is left out where answers have one token. What waits is the rest of each: a request for the steps before
+    its own, a further token for the prompts that share its steps. Raises `InputError` where the point cannot be
+    predicted.
     """
-    protocol = protocol_of(point.isl, point.osl, engine.name, is_mixture(deployment.architecture))
+    protocol = protocol_of(point.isl, point.osl, engine.name, is_mixture(deployment.architecture), client)
     latency = simulate_point(point, deployment, engine, protocol)
     prompt = point.isl * (protocol.prompt_low + protocol.prompt_high) / 2
     output = point.osl * (protocol.output_low + protocol.output_high) / 2
@@ -65,10 +68,11 @@ def explain_point(point: Point, deployment: Deployment, engine: EngineProfile) -
     behind_s = kernels * engine.eager_launch_s - step_s
     if behind_s > 0.0:
         first = (*first, Part("kernels wait for their launch", "engine", kernels, behind_s))
-    return (
-        Phase("first token", (*first, *prompts), latency.ttft_s),
-        Phase("further token", (*further, *_operators(deployment, engine, decode, prefills=False)), latency.tpot_s),
-    )
+    begin = Phase("first token", (*first, *prompts), latency.ttft_s)
+    if point.osl == 1:
+        return (begin,)
+    decodes = _operators(deployment, engine, decode, prefills=False)
+    return begin, Phase("further token", (*further, *decodes), latency.tpot_s)
 
 
 def _operators(deployment: Deployment, engine: EngineProfile, shape: StepShape, prefills: bool) -> tuple[Part, ...]:

@@ -1,13 +1,14 @@
 """Points: deployments under closed-loop load as tables of measurements state them, and what a row means.
 
 Columns are those of published serving measurements; blank layout columns mean 1. A layout that contradicts itself is
-read as the one that can have been run, which is said in a note.
+read as the one that can have been run, and one that no measured point has is predicted all the same: both are said.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from planner.estimate.protocol import INFERENCEX_LENGTHS
@@ -46,7 +47,10 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One row, read but not yet judged: sizes are whole numbers, 1 where the cell was blank or 0."""
+    """One row, read but not yet judged: sizes are whole numbers, 1 where the cell was blank.
+
+    0 means 1 too where tables write it for what a deployment does not have: attention dp, moe tp and moe ep.
+    """
 
     model: str
     gpu: str
@@ -69,7 +73,10 @@ class Point:
         for name in ("model", "gpu", "engine"):
             if not names[name]:
                 raise InputError("is empty", field=name, expected="a name")
-        sizes = {name: _whole(cells, name, blank=1) or 1 for name in SIZES}
+        sizes = {name: _whole(cells, name, blank=1) for name in SIZES}
+        for name in ("tp_size", "pp_size"):
+            if not sizes[name]:
+                raise InputError("is 0", field=name, expected="a whole number from 1, or nothing (1)")
         loads = {name: _whole(cells, name, blank=None) for name in LOADS}
         for name, value in loads.items():
             most = _MOST_CLIENTS if name == "concurrency" else _MOST_TOKENS
@@ -83,9 +90,9 @@ class Point:
             names["precision"],
             sizes["tp_size"],
             sizes["pp_size"],
-            sizes["attention_dp_size"],
-            sizes["moe_tp_size"],
-            sizes["moe_ep_size"],
+            sizes["attention_dp_size"] or 1,
+            sizes["moe_tp_size"] or 1,
+            sizes["moe_ep_size"] or 1,
             loads["isl"],
             loads["osl"],
             loads["concurrency"],
@@ -94,7 +101,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a point runs: names resolved, one consistent layout."""
+    """What a point runs: names resolved, one consistent layout.
+
+    `doubts`: why a prediction is worth less than those of measured points; `notes`: what else was understood.
+    """
 
     architecture: Architecture
     device: DeviceFacts
@@ -105,13 +115,21 @@ class Deployment:
     pipeline_parallel: int
     attention_data_parallel: int
     expert_parallel: int
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> int:
+        """All that it takes."""
+        return self.tensor_parallel * self.attention_data_parallel * self.pipeline_parallel
 
 
 def deployment_of(point: Point) -> Deployment:
-    """Resolve names and layout. `InputError` with the nearest names for what is not known."""
-    architecture = load_architecture(point.model)
-    device = load_device(point.gpu)
+    """Resolve names and layout. `InputError` names the column, and the nearest names of what is not known."""
+    with _column("model", point.model):
+        architecture = load_architecture(point.model)
+    with _column("gpu", point.gpu):
+        device = load_device(point.gpu)
     engine = point.engine.lower()
     if engine not in engine_names():
         names = engine_names()
@@ -122,9 +140,9 @@ def deployment_of(point: Point) -> Deployment:
             nearest=nearest_names(engine, names),
         )
     weights, notes = _weights(point, architecture, device)
-    if weights is DType.FP8 and architecture.quantisation is None and _is_mixture(architecture):
+    if weights is DType.FP8 and architecture.quantisation is None and is_mixture(architecture):
         architecture = replace(architecture, quantisation=Quantisation(DType.FP8, _SCALE_BLOCK))
-    tensor, data, expert, said = _spread(architecture, *_layout(point, architecture, device))
+    tensor, data, expert, misread = _spread(architecture, *_layout(point, architecture, device))
     return Deployment(
         architecture,
         device,
@@ -135,8 +153,44 @@ def deployment_of(point: Point) -> Deployment:
         point.pp_size,
         data,
         expert,
-        (*notes, *said),
+        notes,
+        (*misread, *_unmeasured(point, architecture, device, tensor, data)),
     )
+
+
+def is_mixture(architecture: Architecture) -> bool:
+    """Whether any layer is a mixture of experts."""
+    return any(isinstance(layer.mlp, MixtureOfExperts) for layer, _ in architecture.distinct_layers)
+
+
+@contextmanager
+def _column(name: str, value: str) -> Iterator[None]:
+    """What is wrong inside is wrong with this column."""
+    try:
+        yield
+    except InputError as error:
+        message = error.message if value[:200] in error.message else f"{value[:200]!r}: {error.message}"
+        raise replace(error, message=message, field=name) from None
+
+
+def _unmeasured(
+    point: Point, architecture: Architecture, device: DeviceFacts, tensor: int, data: int
+) -> tuple[str, ...]:
+    """In what the deployment is unlike every point that predictions were compared with."""
+    found = []
+    ranks, node = tensor * data, max(device.gpus_per_node, device.fast_domain)
+    if ranks > node:
+        found.append(f"tp {tensor} x attention dp {data} is over {node} devices, a node of {device.name}: not measured")
+    if data > 1 and not is_mixture(architecture):
+        found.append(f"attention dp {data} of a model without experts, on {ranks} devices: engines do not serve it so")
+    elif data > 1:
+        found.append(f"attention dp {data}: no point with it was measured")
+    if point.pp_size > 1:
+        found.append(f"pp {point.pp_size}: no point with pipeline stages was measured")
+    length, context = point.isl + point.osl, architecture.max_position_embeddings
+    if length > context:
+        found.append(f"isl + osl is {length:,} tokens, more than the model's context of {context:,}")
+    return tuple(found)
 
 
 def _spread(
@@ -147,10 +201,6 @@ def _spread(
     if obstacle is None or architecture.tensor_parallel_obstacle(tensor, tensor) is not None:
         return tensor, data, expert, notes
     return tensor, data, tensor, (*notes, f"mislabelled layout: {obstacle}; read as ep {tensor}")
-
-
-def _is_mixture(architecture: Architecture) -> bool:
-    return any(isinstance(layer.mlp, MixtureOfExperts) for layer, _ in architecture.distinct_layers)
 
 
 def _whole(cells: Mapping[str, object], name: str, blank: int | None) -> int:
@@ -187,7 +237,7 @@ def _weights(point: Point, architecture: Architecture, device: DeviceFacts) -> t
 def _layout(point: Point, architecture: Architecture, device: DeviceFacts) -> tuple[int, int, int, tuple[str, ...]]:
     """(tensor parallel, attention data parallel, expert parallel, notes)."""
     tensor, data = point.tp_size, point.attention_dp_size
-    if not _is_mixture(architecture):
+    if not is_mixture(architecture):
         return tensor, data, 1, ()
     inside, spread = point.moe_tp_size, point.moe_ep_size
     stated = f"tp {tensor} x attention dp {data} with moe tp {inside} x ep {spread}"

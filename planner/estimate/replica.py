@@ -8,11 +8,10 @@ from functools import lru_cache
 from planner.cost.memory import memory_budget
 from planner.cost.stages import split_stages
 from planner.estimate.closed_loop import Rules, run_closed_loop
-from planner.estimate.points import Deployment, Point
+from planner.estimate.points import Deployment, Point, is_mixture
 from planner.estimate.protocol import Protocol
 from planner.estimate.step import EngineStep
 from planner.estimate.work import LayoutWork, layout_work
-from specs.architecture.mlps import MixtureOfExperts
 from specs.architecture.model import Architecture
 from specs.catalog import load_device, load_profile
 from specs.document import DType
@@ -25,10 +24,15 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Latency:
-    """Means over the requests of a closed loop."""
+    """Means over the requests of a closed loop; how many are in flight, and the KV cache holds at full length.
+
+    Both counts are of one batch where pipeline stages take turns.
+    """
 
     ttft_s: float
     tpot_s: float
+    in_flight: int
+    held: int
 
     def output_tokens_per_s(self, osl: int, concurrency: int) -> float:
         """Output throughput at `concurrency` requests in flight (Little's law)."""
@@ -142,12 +146,7 @@ def simulate_point(point: Point, deployment: Deployment, engine: EngineProfile, 
     )
     prompts, outputs = protocol.lengths(point.isl, point.osl, clients)
     ttft, tpot = protocol.means(run_closed_loop(step, rules, clients, prompts, outputs), clients)
-    return Latency(ttft, tpot)
-
-
-def is_mixture(architecture: Architecture) -> bool:
-    """Whether any layer is a mixture of experts."""
-    return any(isinstance(layer.mlp, MixtureOfExperts) for layer, _ in architecture.distinct_layers)
+    return Latency(ttft, tpot, clients, capacity // (point.isl + point.osl))
 
 
 def _idle_seats(deployment: Deployment, engine: EngineProfile) -> int:

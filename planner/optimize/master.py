@@ -54,7 +54,7 @@ ROLE_TRIALS = 5  # programmes with roles take longer to solve than a trial takes
 MOST_REFUTATIONS = 30
 ANY_GAP = 0.5  # of the programme's value, where any plan will do
 ROUGH_GAP, ROUGH_NODES = 0.02, 20  # of programmes that only say what to price next
-MOST_RETUNED = 6  # refuted plans whose limits are changed before their loads shrink
+MOST_RETUNED = 3  # refuted plans whose limits are changed before their loads shrink
 MOST_METERED = 5  # plans that are simulated for their watts
 
 
@@ -138,7 +138,7 @@ class Master:
                 return self._unlearnt(best)
             bought = tuple(Bought(self.brackets[key], count) for key, count in sorted(solution.replicas.items()))
             judged = self._judged(bought, solution.nodes, any_plan)
-            if judged.broken and attempt < MOST_RETUNED:
+            if judged.broken and judged.fresh is None and attempt < MOST_RETUNED:
                 judged = self._retuned(judged, solution.nodes, any_plan)
             if not judged.broken:
                 solution, news = self._as_simulated(judged, solution)

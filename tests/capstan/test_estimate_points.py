@@ -54,7 +54,8 @@ def test_rows_pass_through_in_order(points: Path, tmp_path: Path) -> None:
     assert [row[: len(HEADER)] for row in found[1:]] == read(points)[1:]
     first, unknown, empty, other = (row[len(HEADER) :] for row in found[1:])
     assert float(first[1]) == pytest.approx(11.85, rel=0.15)
-    assert first[3:] == ["measured", ""]
+    assert first[3] == "measured"
+    assert "equal outputs" in first[4]
     assert unknown[:4] == ["", "", "", ""]
     assert "no/such-model" in unknown[4]
     assert "row 3 (line 4)" in empty[4]
@@ -84,6 +85,36 @@ def test_explain_shows_operators(points: Path, tmp_path: Path) -> None:
         assert word in out
 
 
+def test_the_client_may_be_chosen(points: Path, tmp_path: Path) -> None:
+    """Clients in step wait for each other's prompts; each choice is explained as it was predicted."""
+    first_ms = {}
+    for client in ("published", "inferencex", "exact"):
+        code, out, _ = run(str(points), "-o", str(tmp_path / client), "--client", client, "--json", "--explain", "1")
+        assert code == 0
+        cells = dict(zip(*read(tmp_path / client)[:2], strict=True))
+        first_ms[client] = float(cells["predicted_ttft_ms"])
+        assert json.loads(out)["explained"][0]["total_ms"] == pytest.approx(first_ms[client], rel=1e-5)
+        assert bool(cells["note"]) is (client == "published")
+    assert first_ms["inferencex"] < 0.7 * first_ms["published"]
+    assert first_ms["exact"] > first_ms["published"]
+
+
+def test_one_token_has_no_further_one(tmp_path: Path) -> None:
+    cells = [*ROWS[0][:11], "1", *ROWS[0][12:], "164", "11.85", ""]
+    code, out, _ = run(
+        str(write(tmp_path / "in.csv", HEADER, [cells])), "-o", str(tmp_path / "out.csv"), "--explain", "1"
+    )
+    assert code == 0
+    found = dict(zip(*read(tmp_path / "out.csv"), strict=True))
+    assert found["predicted_tpot_ms"] == ""
+    assert float(found["predicted_ttft_ms"]) > 0
+    assert float(found["predicted_output_tokens_per_s"]) == pytest.approx(
+        16 * 1e3 / float(found["predicted_ttft_ms"]), rel=1e-4
+    )
+    assert "first token" in out
+    assert "further token" not in out
+
+
 def test_same_input_same_bytes(points: Path, tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv"):
         assert run(str(points), "-o", str(tmp_path / name))[0] == 0
@@ -97,6 +128,7 @@ def test_same_input_same_bytes(points: Path, tmp_path: Path) -> None:
         ([*HEADER[:-1], "predicted_tpot_ms"], [], ["predicted_tpot_ms", "is there already"]),
         (HEADER, ["--explain", "5"], ["--explain", "no row 5", "1 to 4"]),
         (HEADER, ["--device", "h100"], ["--device"]),
+        (HEADER, ["--client", "infrencex"], ["--client", "published, inferencex, exact", "'inferencex'"]),
         (HEADER, ["--operators", "x.csv"], ["POINTS"]),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ import pytest
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 from fake_endpoint import fake_endpoint
+from rich.table import Table
 from typer.testing import CliRunner
 
 from capstan.cli import app
+from capstan.commands.calibrate_url import _doubts
 from capstan.commands.machine import this_machine
 from capstan.commands.verify_bundle import _wait
+from capstan.commands.verify_table import SHOWN, _class_rows
 from capstan.commands.verify_traffic import alone, of_model, one_replica, open_load
 from planner.plan import make_plan
 from planner.plan_simulation.traffic import planned_workload
@@ -204,6 +208,17 @@ def test_a_partial_result_is_marked_and_written(folder):
     assert Measurements.read(folder / "seen.json").partial
 
 
+def test_percentiles_that_fall_on_failed_requests_say_so(folder):
+    with fake_endpoint(fault="500", fault_from=6) as fake:
+        report = json.loads(verify(fake, folder, "--rate", 4, "--json").stdout)
+    (entry,) = report["classes"]
+    assert entry["measured"]["status"]["failed"] > 0
+    assert entry["measured"]["ttft_s"]["p99"] is None
+    made = Table(*("class", "metric", ""), *SHOWN, "limit")
+    _class_rows(made, entry)
+    assert list(made.columns[3 + SHOWN.index("p99")].cells)[1] == "failed"
+
+
 def test_no_answer_at_all_is_an_error_with_its_measurements(folder):
     (folder / "seen.json").unlink(missing_ok=True)
     with fake_endpoint(fault="500") as fake:
@@ -345,6 +360,19 @@ def test_calibrate_by_url_writes_a_profile_that_verify_takes(folder, monkeypatch
     again = run("calibrate", "--result", folder / "loops.json", "--plan", folder / "plan.json", "-o", folder / "2.json")
     assert "closed loops" in again.stdout
     assert EngineProfile.read(folder / "2.json").request_overhead_s == profile.request_overhead_s
+
+
+def test_a_profile_of_an_unsteady_machine_is_warned_of():
+    def said(repeat: float | None, residual: float) -> list[str]:
+        return list(_doubts(SimpleNamespace(repeat_p50=repeat, residual_p50=residual)))
+
+    assert said(0.02, 0.05) == []
+    assert said(None, 0.05) == []
+    (text,) = said(0.32, 0.18)
+    assert "equal loads differ by 32%" in text
+    (text,) = said(0.02, 0.3)
+    assert "off by 30%" in text
+    assert "not set up as the plan says" in text
 
 
 def test_a_server_that_fails_is_not_calibrated(folder):

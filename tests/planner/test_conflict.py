@@ -172,7 +172,9 @@ def test_where_a_model_boots_nowhere_promises_are_not_in_the_conflict_and_the_st
     assert not any("slo" in text for text in error.conflict)
     (mend,) = error.mends
     assert mend.startswith("hardware.pools[0] l40s: count: 4 (then it boots;")
-    pinned = conflict(models="{small: meta-llama/Llama-3.1-70B}", rest="choices: {small: {tensor_parallel: 1, pipeline_parallel: 1}}")
+    pinned = conflict(
+        models="{small: meta-llama/Llama-3.1-70B}", rest="choices: {small: {tensor_parallel: 1, pipeline_parallel: 1}}"
+    )
     assert any(text.startswith("choices.small: auto") for text in pinned.mends)
 
 

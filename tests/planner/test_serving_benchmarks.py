@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import yaml
 
 from benchmarks import serving_errors
-from benchmarks.fit_engines import GROUP_WEIGHT, _weights
+from benchmarks.fit_engines import GROUP_WEIGHT, _cost, _priors, _settled, _weights, around
 from benchmarks.operator_scatter import scatter
+from benchmarks.serving_accuracy import INTRODUCTION, regret
 from benchmarks.serving_errors import QUANTILES, StepError, error_table, quantile, step_errors, write_step_errors
+from benchmarks.serving_rows import read_rows
 from benchmarks.serving_scatter import plots
 from specs.catalog import engine_names, load_engine
 from specs.catalog.facts import CATALOG
@@ -60,6 +63,22 @@ def test_a_group_counts_for_the_root_of_its_rows_in_the_fit() -> None:
     assert _weights(rows[:1]).tolist() == [GROUP_WEIGHT]
 
 
+def test_a_fit_without_a_group_gains_with_every_step() -> None:
+    rows, _ = read_rows(Path(__file__).parents[1] / "data" / "serving_golden.csv")
+    base = load_engine("vllm")
+    start = around(base, [one for one in rows if one.deployment.engine == "vllm"][4:])
+    kept = [one for one in rows if one.deployment.engine == "vllm"][4:]
+    _, middle, width = _priors(base)
+
+    def cost(rounds: int) -> float:
+        found = _settled(base, kept, start, rounds)
+        return _cost(found.residuals, found.values, middle, width, _weights(kept))
+
+    costs = [cost(rounds) for rounds in range(3)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[2] < costs[1] < costs[0]
+
+
 @pytest.mark.parametrize("name", engine_names())
 def test_errors_are_written_and_all_else_stays(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (CATALOG / "engines" / f"{name}.yaml").read_text()
@@ -74,6 +93,29 @@ def test_errors_are_written_and_all_else_stays(name: str, tmp_path: Any, monkeyp
     assert written.sources == {**shipped.sources, "step_error": "a source: with a colon"}
     write_step_errors({name: StepError(shipped.step_error, shipped.sources["step_error"])})
     assert path.read_text() == before
+
+
+def test_the_regret_of_a_layout_counts_every_device() -> None:
+    """Eight ranks of attention data parallelism take eight devices: as fast as two, they cost four times as much."""
+    rows = []
+    for tensor, data, tpot_s in ((2, 1, 0.02), (1, 8, 0.02)):
+        one = row("one", tpot_s)
+        layout = {"tensor_parallel": tensor, "pipeline_parallel": 1, "attention_data_parallel": data}
+        vars(one.deployment).update(layout, expert_parallel=1, devices=tensor * data)
+        vars(one.point).update(isl=128, osl=64)
+        rows.append(one)
+    wrong = np.array([[0.1, 0.2], [0.1, 0.02]])  # the eight are thought to be the only ones under the limit
+    regrets, missed = regret(rows, wrong)
+    assert missed == 0
+    assert max(regrets) == pytest.approx(3.0)
+
+
+def test_the_page_says_what_left_out_leaves_in() -> None:
+    """Parameters that one group alone shows, and fits that stop after one step."""
+    page = (Path(__file__).parents[2] / "docs" / "accuracy-serving.md").read_text(encoding="utf-8")
+    assert page.startswith(INTRODUCTION)
+    for words in ("rows of one group only", "vLLM before 0.13", "`kernels.scan`", "one step is not all of the way"):
+        assert words in " ".join(page.split())
 
 
 def test_plots_are_by_model_device_and_batch_and_the_same_each_time() -> None:
