@@ -13,14 +13,14 @@ from functools import partial
 from typing import Any
 
 from planner.answers.conflict_search import TO_ANSWER, Progress, Search
-from planner.answers.conflict_words import demand, nearest_miss, stock
+from planner.answers.conflict_words import demand, listed, nearest_miss, stock
 from planner.answers.resolve import changed
 from planner.answers.statements import Statement, factors, scaled, statements, with_section
 from planner.optimize.decision import Decision
 from planner.plan_simulation.traffic import at_rate
 from planner.problem import Problem
-from specs.deployment import DeploymentSpec, ModelChoices
-from specs.errors import NoPlanError
+from specs.deployment import DeploymentSpec
+from specs.errors import InputError, NoPlanError
 
 # Simulations to find the statements in conflict, how much traffic can be served, and the mends of statements.
 TO_FIND, TO_SLOW, TO_MEND = 400, 200, 600
@@ -66,14 +66,11 @@ def _homeless(problem: Problem, model: str, progress: Progress) -> NoPlanError:
     nearest, spec = nearest_miss(problem, model), problem.spec
     detail = f"; nearest miss: {nearest}" if nearest else ""
     found = [f"models.{model}.architecture: {problem.facts.architectures[model].name}"]
-    pins = spec.choices.of(model).model_dump(exclude_none=True)
-    mends = []
-    if pins:
-        progress(f"what if choices.{model} pinned nothing")
-        free = spec.choices.model_copy(update={"models": {**spec.choices.models, model: ModelChoices()}})
-        if _boots(changed(problem, spec.model_copy(update={"choices": free})), model):
-            found.append(f"choices.{model}: {', '.join(pins)}")
-            mends.append(f"choices.{model}: auto {ONLY_BOOTS}")
+    pins, together = _pins_to_boot(problem, model, progress)
+    pinned = spec.choices.of(model)
+    found += [f"choices.{model}.{name}: {listed(getattr(pinned, name))}" for name in pins]
+    freed = [f"choices.{model}.{name}: auto" for name in pins]
+    mends = [f"{text} {ONLY_BOOTS}" for text in ([f"together: {', '.join(freed)}"] if together else freed)]
     found += [f"hardware.pools: {stock(pool)}" for pool in spec.hardware.pools]
     for index, pool in enumerate(spec.hardware.pools):
         progress(f"what if {pool.name} held more")
@@ -81,6 +78,27 @@ def _homeless(problem: Problem, model: str, progress: Progress) -> NoPlanError:
             mends.append(f"hardware.pools[{index}] {pool.name}: count: {count} {ONLY_BOOTS}")
     message = f"models.{model} boots on none of the declared devices{detail}"
     return NoPlanError(message, tuple(found), tuple(mends))
+
+
+def _pins_to_boot(problem: Problem, model: str, progress: Progress) -> tuple[list[str], bool]:
+    """The pins without any one of which the model boots; or all of them, where they have to give way together."""
+    spec = problem.spec
+    pinned = spec.choices.of(model)
+    pins = list(pinned.model_dump(exclude_none=True))
+
+    def boots_without(names: list[str]) -> bool:
+        progress(f"what if choices.{model} left open: {', '.join(names)}")
+        own = pinned.model_copy(update=dict.fromkeys(names))
+        choices = spec.choices.model_copy(update={"models": {**spec.choices.models, model: own}})
+        try:
+            return _boots(changed(problem, spec.model_copy(update={"choices": choices})), model)
+        except InputError:
+            return False
+
+    alone = [name for name in pins if boots_without([name])]
+    if alone or len(pins) < 2 or not boots_without(pins):
+        return alone, False
+    return pins, True
 
 
 def _count_to_boot(problem: Problem, model: str, index: int) -> int | None:
@@ -93,8 +111,11 @@ def _count_to_boot(problem: Problem, model: str, index: int) -> int | None:
         larger = pool.model_copy(update={"count": -(-count // size) * size, "gpus_per_node": size})
         pools = tuple(larger if item is pool else item for item in spec.hardware.pools)
         grown = spec.model_copy(update={"hardware": spec.hardware.model_copy(update={"pools": pools})})
-        if _boots(changed(problem, grown), model):
-            return larger.count
+        try:
+            if _boots(changed(problem, grown), model):
+                return larger.count
+        except InputError:
+            return None
     return None
 
 

@@ -175,7 +175,8 @@ def test_where_a_model_boots_nowhere_promises_are_not_in_the_conflict_and_the_st
     pinned = conflict(
         models="{small: meta-llama/Llama-3.1-70B}", rest="choices: {small: {tensor_parallel: 1, pipeline_parallel: 1}}"
     )
-    assert any(text.startswith("choices.small: auto") for text in pinned.mends)
+    assert "choices.small.pipeline_parallel: 1" in pinned.conflict
+    assert any(text.startswith("choices.small.tensor_parallel: auto") for text in pinned.mends)
 
 
 @pytest.mark.parametrize("first", range(9))
