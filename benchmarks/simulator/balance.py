@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.simulator.queues import square_law
-from benchmarks.simulator.servers import FREE, STEP_S, flat_server, poisson, replica, serve
+from benchmarks.simulator.servers import STEP_S, flat_server, poisson, replica, serve
 from benchmarks.simulator.table import Row, mean_and_half_width
 from benchmarks.simulator.waits import MEAN_STEPS, drawn, loaded
+from planner.cost.step_times import FREE
 from planner.simulate import FleetGroup, ReplicaModel, Workload, percentile_interval, simulate_fleet
 from specs.plan import Route, Scheduling
 from specs.service import BatchFormer, BlockManager, Sequence

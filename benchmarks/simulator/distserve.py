@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.simulator.capacity import arriving, at_rate, largest_rate
-from benchmarks.simulator.servers import FREE
 from benchmarks.simulator.table import Row
 from planner.cost.pieces import DecodeTable
-from planner.cost.step_times import StepTimes
+from planner.cost.step_times import FREE, StepTimes
 from planner.simulate import FleetGroup, ReplicaModel, Workload, simulate_fleet
 from planner.simulate.links import Handoff, Link
 from specs.plan import Limits, Route, Scheduling

@@ -16,8 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.simulator.servers import FREE, replica
+from benchmarks.simulator.servers import replica
 from benchmarks.simulator.table import Row
+from planner.cost.step_times import FREE
 from planner.simulate import FleetGroup, FleetResult, Workload, simulate_fleet
 from specs.plan import Route
 from specs.traffic import Prefixes

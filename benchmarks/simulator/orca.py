@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.simulator.capacity import arriving, at_rate, largest_rate
-from benchmarks.simulator.servers import FREE, replica, serve
+from benchmarks.simulator.servers import replica, serve
 from benchmarks.simulator.table import Row
+from planner.cost.step_times import FREE
 from planner.simulate import ReplicaModel, Workload
 from specs.plan import Scheduling
 

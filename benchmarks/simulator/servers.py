@@ -11,29 +11,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.step_times import StepTimes
+from planner.cost.step_times import FREE, StepTimes
 from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, simulate_fleet
 from specs.plan import Limits, Route, Scheduling
 
 STEP_S = 0.01
 Ints = NDArray[np.int64]
-
-FREE = StepTimes(
-    tokens_s=(0.0,),
-    sampled_s=(0.0,),
-    sequence_s=0.0,
-    decode_launch_s=0.0,
-    decode_context_token_s=0.0,
-    decode_window_token_s=0.0,
-    window_tokens=None,
-    prefill_launch_s=0.0,
-    prefill_pair_s=0.0,
-    prefill_window_pair_s=0.0,
-    prefill_context_token_s=0.0,
-    request_s=0.0,
-    lanes=1,
-)
-"""Step times of which everything is free; what costs something is put in by `replace`."""
 
 
 def replica(

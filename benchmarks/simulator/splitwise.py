@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.simulator.capacity import arriving, at_rate, largest_rate
-from benchmarks.simulator.servers import FREE
 from benchmarks.simulator.table import Row
 from benchmarks.simulator.token_gaps import logged, token_gaps_s
+from planner.cost.step_times import FREE
 from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, simulate_fleet
 from planner.simulate.links import Handoff, Link
 from specs.plan import Limits, Route, Scheduling

@@ -19,7 +19,7 @@ import numpy as np
 
 from planner.candidates.family import Family, Variant
 from planner.candidates.options import Crossing, Options
-from planner.cost.step_times import StepTimes
+from planner.cost.step_times import FREE
 from planner.cost.transfer import Reach
 from planner.handover import (
     Handover,
@@ -167,21 +167,7 @@ def _own_ports(family: Family, replicas: int, workload: Workload) -> tuple[int, 
 @cache
 def _free_prefill() -> ReplicaModel:
     """A replica that computes any prompt in next to no time and has room for all of them."""
-    times = StepTimes(
-        tokens_s=(0.0,) + (_FREE_S,) * _FREE_TOKENS,
-        sampled_s=(0.0,) * (_FREE_SEATS + 1),
-        sequence_s=0.0,
-        decode_launch_s=0.0,
-        decode_context_token_s=0.0,
-        decode_window_token_s=0.0,
-        window_tokens=None,
-        prefill_launch_s=0.0,
-        prefill_pair_s=0.0,
-        prefill_window_pair_s=0.0,
-        prefill_context_token_s=0.0,
-        request_s=0.0,
-        lanes=1,
-    )
+    times = replace(FREE, tokens_s=(0.0,) + (_FREE_S,) * _FREE_TOKENS, sampled_s=(0.0,) * (_FREE_SEATS + 1))
     limits = Limits(max_num_seqs=_FREE_SEATS, max_num_batched_tokens=_FREE_TOKENS, max_model_len=_LARGEST // 2)
     return ReplicaModel(times, limits, num_blocks=_LARGEST, block_size_tokens=16, scheduling=Scheduling())
 

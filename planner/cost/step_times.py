@@ -139,3 +139,21 @@ def chunk_window_pairs(new_tokens: int, context_tokens: int, window: int) -> int
     """The same where a query sees only the last `window` keys, itself included."""
     growing = max(0, min(new_tokens, window - context_tokens))  # queries that still see everything
     return chunk_pairs(growing, context_tokens) + (new_tokens - growing) * window
+
+
+FREE = StepTimes(
+    tokens_s=(0.0,),
+    sampled_s=(0.0,),
+    sequence_s=0.0,
+    decode_launch_s=0.0,
+    decode_context_token_s=0.0,
+    decode_window_token_s=0.0,
+    window_tokens=None,
+    prefill_launch_s=0.0,
+    prefill_pair_s=0.0,
+    prefill_window_pair_s=0.0,
+    prefill_context_token_s=0.0,
+    request_s=0.0,
+    lanes=1,
+)
+"""Step times of which everything is free; what costs something is put in by `replace`."""

@@ -7,12 +7,13 @@ long as that helps. Where all nodes reach each other alike there is nothing to e
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from planner.facts import in_pool
 from planner.network.flows import Flow, flows
 from planner.network.laws import FULL
 from planner.network.ports import Cable, Ports
-from planner.network.reach import port_in_pool
 from specs.deployment import HardwareSpec
 from specs.deployment.cables import devices_of_node, node_name
 from specs.errors import NoPlanError
@@ -64,18 +65,17 @@ def _network(plan: Plan, hardware: HardwareSpec) -> Network | Ports:
 
 def _ports(plan: Plan, hardware: HardwareSpec) -> dict[str, float]:
     """Bytes per second of one device's port, by pool."""
-    found = {}
-    for pool in hardware.pools:
-        declared = port_in_pool(hardware, pool)[0]
-        found[pool.name] = plan.devices[pool.device].nic_bytes_per_s if declared is None else declared
-    return found
+    return {pool.name: in_pool(plan.devices[pool.device], pool, hardware).nic_bytes_per_s for pool in hardware.pools}
 
 
-def _loads(network: Network | Ports, found: tuple[Flow, ...]) -> dict[Cable, float]:
-    """Bytes per second by cable and direction."""
+def _loads(
+    network: Network | Ports, found: tuple[Flow, ...], place: Mapping[str, str] | None = None
+) -> dict[Cable, float]:
+    """Bytes per second by cable and direction; `place`: new names of nodes."""
     loads: dict[Cable, float] = defaultdict(float)
     for flow in found:
-        for cable in network.cables(flow.source, flow.target):
+        ends = (flow.source, flow.target) if place is None else (place[flow.source], place[flow.target])
+        for cable in network.cables(*ends):
             loads[cable] += flow.bytes_per_s
     return dict(loads)
 
@@ -117,10 +117,7 @@ def _better(score: Score, best: Score) -> bool:
 
 def _score(network: Network, found: tuple[Flow, ...], place: dict[str, str]) -> Score:
     """(load of the fullest cable as a share of it, but no less than half; bytes times cables)."""
-    loads: dict[Cable, float] = defaultdict(float)
-    for flow in found:
-        for cable in network.cables(place[flow.source], place[flow.target]):
-            loads[cable] += flow.bytes_per_s
+    loads = _loads(network, found, place)
     fullest = max((load / network.capacity(cable) for cable, load in loads.items()), default=0.0)
     return max(fullest, FULL / 2), sum(loads.values())
 

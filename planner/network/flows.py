@@ -10,12 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from planner.cost.roofline import ACTIVATION_BYTES
 from specs.architecture import Architecture, load_architecture
 from specs.architecture.mlps import MixtureOfExperts
 from specs.deployment.cables import node_name
 from specs.plan import Plan, ReplicaGroup, ReplicaPlacement
-
-ACTIVATION_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.simulator.servers import FREE
 from capstan.commands.simulate_screen import bars, print_summary
+from planner.cost.step_times import FREE
 from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, result_summary, simulate_fleet
 from planner.simulate.result import LinkLoad
 from specs.plan import Limits, Route, Scheduling

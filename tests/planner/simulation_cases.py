@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.simulator.servers import FREE
 from planner.cost.pieces import ChunkTable, DecodeTable
-from planner.cost.step_times import StepTimes
+from planner.cost.step_times import FREE, StepTimes
 from planner.simulate import FleetGroup, ReplicaModel, Workload
 from planner.simulate.faults import Fault
 from planner.simulate.links import Handoff, Link

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from benchmarks.simulator import balance, mooncake, orca, queues, waits
 from benchmarks.simulator.capacity import at_rate
-from benchmarks.simulator.servers import FREE, STEP_S
+from benchmarks.simulator.servers import STEP_S
 from benchmarks.simulator.servers import replica as server
 from benchmarks.simulator.table import Row
 from benchmarks.simulator.token_gaps import serve_with_gaps
-from planner.cost.step_times import StepTimes
+from planner.cost.step_times import FREE, StepTimes
 from planner.simulate import FleetGroup, FleetResult, ReplicaModel, Workload, native, simulate_fleet
 from specs.plan import Limits, Route, Scheduling
 from specs.traffic import Prefixes
