@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.published import check_keys, gap, integer, print_timed, read_all, run, table
-from planner.optimize.expert_placement import ExpertLoads, place_experts
+from planner.optimize.expert_placement.instance import ExpertLoads
+from planner.optimize.expert_placement.place import place_experts
 from specs.errors import InputError
 
 SIZES = ("num_replicas", "num_groups", "num_nodes", "num_gpus")

@@ -16,6 +16,8 @@ from specs.architecture.mlps import MixtureOfExperts
 from specs.errors import NoPlanError
 from specs.plan import ExpertPlacement, Layout
 
+MOST_SEARCHED = 4_000_000  # partial packings times companions of one placement: a tenth of a second, for many layouts
+
 
 def mixtures(architecture: Architecture) -> tuple[MixtureOfExperts, ...]:
     """The layers with routed experts, in order."""
@@ -37,14 +39,17 @@ class MeasuredExperts:
         return self._placed[key]
 
     def _place(self, ranks: int, redundant: int, node_devices: int) -> ExpertPlacement | None:
-        from planner.optimize.expert_placement import ExpertLoads, place_experts  # only where loads are declared
+        from planner.optimize.expert_placement.instance import ExpertLoads  # only where loads are declared
+        from planner.optimize.expert_placement.place import place_experts
 
         slots = self.loads.shape[1] + redundant
         if ranks == 1 or slots % ranks:
             return None
         nodes = max(1, ranks // node_devices) if ranks % node_devices == 0 else 1
         try:
-            found = place_experts(ExpertLoads(self.loads, slots, 1, 1 if nodes == 1 else nodes, ranks))
+            found = place_experts(
+                ExpertLoads(self.loads, slots, 1, 1 if nodes == 1 else nodes, ranks), searched=MOST_SEARCHED
+            )
         except NoPlanError:
             return None
         mean = self.loads.sum(axis=1) / ranks

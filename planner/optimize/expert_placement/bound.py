@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
@@ -31,7 +29,6 @@ WORTH_REFINING = 1.003  # times the bound
 QUANTILES = (0.0, 0.02, 0.06, 0.12, 0.25, 0.4, 0.55, 0.7)  # of the loads: where prices begin and end to rise
 WEIGHTS = (0.15, 0.3, 0.45, 0.6, 0.8)  # of prices beside the number of replicas
 REPLICAS_TRIED = 4
-FEW_WAYS = 300  # to choose the numbers of replicas
 
 Refuted = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (rows, limits) -> whether a limit is proven too low
 
@@ -91,12 +88,9 @@ def no_placement(loads: np.ndarray, limit: np.ndarray, replicas: int, devices: i
     Give every replica a price by its size, such that the replicas that fit on one device together never cost more than
     nothing. Then the prices of any placement sum to at most nothing, so its replicas, each counted as 1 + price, sum to
     at most the replicas there are. Where even the cheapest number of replicas of each expert sums to more, the limit is
-    too low. Numbers of replicas that are not tried count as many and as cheap as can be. With two slots a device and
-    few ways to choose the numbers of replicas, all of them are tried instead.
+    too low. Numbers of replicas that are not tried count as many and as cheap as can be.
     """
     slots = replicas // devices
-    if slots == 2 and (few := few_counts(loads.shape[1], replicas)) is not None:
-        return np.asarray(limit < paired_loads(loads, few).min(axis=0) * (1 - 1e-12))
     sizes = loads / np.maximum(limit[:, None], 1e-300) * (1 - 1e-12)  # of the limit; rounded to the safe side
     least = np.ceil(sizes).clip(1)
     found = np.asarray(least.sum(axis=1) > replicas) | (loads.sum(axis=1) > limit * devices * (1 + 1e-12))
@@ -112,24 +106,6 @@ def no_placement(loads: np.ndarray, limit: np.ndarray, replicas: int, devices: i
                 cost = np.minimum(cost, number * (1 + weight * price))
             found[rows] |= cost.sum(axis=1) > replicas * (1 + 1e-9)
     return np.asarray(found)
-
-
-@cache
-def few_counts(experts: int, replicas: int) -> np.ndarray | None:
-    """[ways, experts]: all ways to choose the numbers of replicas; None where there are many."""
-    if math.comb(replicas - 1, experts - 1) > FEW_WAYS:
-        return None
-    cuts = list(itertools.combinations(range(1, replicas), experts - 1))
-    return np.diff(np.array(cuts, dtype=np.int64).reshape(len(cuts), experts - 1), axis=1, prepend=0, append=replicas)
-
-
-def paired_loads(loads: np.ndarray, ways: np.ndarray) -> np.ndarray:
-    """[ways, rows]: the least maximum load with two slots a device; the largest replica goes with the smallest."""
-    values = np.empty((len(ways), len(loads)))
-    for way, counts in enumerate(ways):
-        size = np.sort(np.repeat(loads / counts, counts, axis=1), axis=1)
-        values[way] = (size + size[:, ::-1]).max(axis=1)
-    return values
 
 
 def _price(size: np.ndarray, start: np.ndarray, end: np.ndarray, slots: int) -> np.ndarray:
