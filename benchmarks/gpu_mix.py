@@ -9,6 +9,7 @@ of each bucket that each type serves. A file without points is one point.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     for _, points in read_all(options.files, parse):
         for rate, instance in points:
-            print_timed(lambda r=rate, i=instance: answer(r, i, options.time_limit))  # type: ignore[misc]
+            print_timed(partial(answer, rate, instance, options.time_limit))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ in tokens/s, computed again by networkx; no placement carries more than `bound`.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def main() -> None:
     if not options.time_limit > 0:
         raise InputError("--time-limit must be positive")
     for path, instance in read_all(options.files, parse):
-        print_timed(lambda p=path, i=instance: answer(p, i, options.time_limit))  # type: ignore[misc]
+        print_timed(partial(answer, path, instance, options.time_limit))
 
 
 if __name__ == "__main__":

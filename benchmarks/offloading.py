@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from benchmarks.published import gap, print_timed, run
@@ -153,7 +154,7 @@ def main() -> None:
     device = t4() if options.device == "t4" else (load_device(options.device), load_profile(options.device))
     for question in questions(options):
         asked, architecture, host, workload = question
-        print_timed(lambda a=asked, m=architecture, h=host, w=workload: answer(a, m, device, h, w))  # type: ignore[misc]
+        print_timed(partial(answer, asked, architecture, device, host, workload))
 
 
 if __name__ == "__main__":

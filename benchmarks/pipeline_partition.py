@@ -10,6 +10,7 @@ out, as in the published partitions. `bound` is `objective`: dynamic programming
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def main() -> None:
         raise InputError("--machines and --bandwidth must be positive")
     for path, graph in [(path, read_profile(path)) for path in options.files]:
         for machines in options.machines:
-            print_timed(lambda p=path, g=graph, m=machines: answer(p, g, m, options.bandwidth))  # type: ignore[misc]
+            print_timed(partial(answer, path, graph, machines, options.bandwidth))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--time-limit", type=float, default=120.0, help="seconds for each of three solves")
     options = parser.parse_args()
     for path, problem in [(path, read_programme(path)) for path in options.files]:
-        print_timed(lambda p=path, q=problem: answer(p, q, options.time_limit))  # type: ignore[misc]
+        print_timed(partial(answer, path, problem, options.time_limit))
 
 
 if __name__ == "__main__":

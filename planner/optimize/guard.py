@@ -39,8 +39,8 @@ class Guarded:
     refused: tuple[str, ...] = ()
 
 
-def certified(problem: Any, *, time_limit_s: float = 30.0) -> Guarded:
-    """Minimise a PuLP problem.
+def certified(problem: Any, *, time_limit_s: float = 30.0, most_nodes: int | None = None) -> Guarded:
+    """Minimise a PuLP problem; `most_nodes` of the tree is a limit that does not depend on the machine.
 
     Raises `CapstanError` where no plan that satisfies the rows was found in time; an infeasible programme is a
     `Guarded` with that status.
@@ -48,14 +48,14 @@ def certified(problem: Any, *, time_limit_s: float = 30.0) -> Guarded:
     if problem.sense != pulp.LpMinimize:
         raise ValueError("certified() minimises; negate the objective")
     stricter = _without_tiny(problem, stricter=True)
-    solver, status, bound = minimise(stricter or problem, time_limit_s)
+    solver, status, bound = minimise(stricter or problem, time_limit_s, most_nodes)
     if status == "infeasible" and stricter is None:
         return Guarded("infeasible", math.inf, math.inf, {}, solver)
     values = _values(stricter or problem)
     refused = []
     if status == "infeasible" or broken_rows(problem, values):
         refused.append(f"{solver}: its plan of the stricter programme does not satisfy the rows")
-        solver, status, _ = minimise(problem, time_limit_s)
+        solver, status, _ = minimise(problem, time_limit_s, most_nodes)
         values = _values(problem)
         if status == "infeasible":
             return Guarded("infeasible", math.inf, math.inf, {}, solver, tuple(refused))
@@ -63,7 +63,7 @@ def certified(problem: Any, *, time_limit_s: float = 30.0) -> Guarded:
             raise CapstanError(f"{solver} returned a plan that breaks {len(broken)} rows, such as {broken[0]}")
     value = _objective(problem, values)
     if stricter is not None:
-        _, loose_status, bound = minimise(_without_tiny(problem, stricter=False) or problem, time_limit_s)
+        _, loose_status, bound = minimise(_without_tiny(problem, stricter=False) or problem, time_limit_s, most_nodes)
         if loose_status == "infeasible":
             bound = math.inf
     if bound > value + VALUE_TOLERANCE * max(1.0, abs(value)):

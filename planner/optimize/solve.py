@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +49,11 @@ def solve(
     time_limit_s: float = 30.0,
     gap: float = RELATIVE_GAP,
     most_nodes: int | None = None,
+    fixed: Mapping[str, int] | None = None,
 ) -> Solution:
     """The best value of the programme's quantity, to a relative `gap`, or as good as `most_nodes` of the tree find it.
+
+    `fixed`: columns whose number of replicas is known.
 
     `ties`: "any" plan of that value; one that is "operable" (the most headroom, then few groups and replicas); or "all"
     tie-breaks in turn, so that equal inputs give equal plans.
@@ -56,10 +61,12 @@ def solve(
     Raises `CapstanError` when no solver works at all. An infeasible programme is a `Solution` with that status.
     """
     problem, variables = build(programme)
+    for key, count in (fixed or {}).items():
+        variables.replicas[key].bounds(count, count)
     model = _model(problem, gap, most_nodes)
     found = model.run(time_limit_s)
     if found.status == "no plan" and most_nodes is not None:
-        return solve(programme, ties=ties, time_limit_s=time_limit_s, gap=gap)
+        return solve(programme, ties=ties, time_limit_s=time_limit_s, gap=gap, fixed=fixed)
     if found.status == "no plan":
         raise _stopped(model, found, time_limit_s)
     if found.status == "infeasible":
@@ -71,7 +78,11 @@ def solve(
         model.add([row for family in families for _, row in family(programme, variables)])
         model.limit_nodes(TIE_NODES)
         reached = TieBreak(problem.objective, EQUAL)
+        decided = [reached.goal]
         for tie_break in tie_breaks(programme, variables, ties):
+            if any(_proportional(tie_break.goal, goal) for goal in decided):
+                continue
+            decided.append(tie_break.goal)
             level = float(pulp.value(reached.goal) or 0.0)
             model.add([reached.goal <= level + reached.slack * max(1.0, abs(level))])
             model.aim(tie_break.goal)
@@ -90,6 +101,15 @@ def solve(
         nodes=nodes,
         solver=model.name,
     )
+
+
+def _proportional(goal: Any, other: Any) -> bool:
+    """Whether one goal is a multiple of another one, so that it is decided where that one is."""
+    mine, theirs = dict(goal.items()), dict(other.items())
+    if not mine or mine.keys() != theirs.keys():
+        return not mine
+    ratios = [value / theirs[variable] for variable, value in mine.items()]
+    return math.isclose(min(ratios), max(ratios), rel_tol=EQUAL)
 
 
 def relaxation(programme: Programme, *, time_limit_s: float = 30.0) -> tuple[float, frozenset[str]]:
@@ -120,12 +140,13 @@ def second_opinion(programme: Programme, *, time_limit_s: float = 10.0) -> float
     return float(pulp.value(problem.objective) or 0.0)
 
 
-def minimise(problem: Any, time_limit_s: float) -> tuple[str, str, float]:
+def minimise(problem: Any, time_limit_s: float, most_nodes: int | None = None) -> tuple[str, str, float]:
     """Solver name, true status and bound of any PuLP problem; its variables hold the values.
 
-    Raises `CapstanError` when no solver works, or none found a plan in time.
+    `most_nodes` of the tree is a limit that does not depend on the machine. Raises `CapstanError` when no solver works,
+    or none found a plan in time.
     """
-    model = _model(problem, RELATIVE_GAP)
+    model = _model(problem, RELATIVE_GAP, most_nodes)
     found = _run(model, time_limit_s)
     return model.name, found.status, found.bound
 

@@ -14,8 +14,9 @@ import pytest
 
 from benchmarks import layer_placement as benchmark
 from benchmarks.published import run
+from planner.optimize.layer_placement import anneal as annealing
 from planner.optimize.layer_placement import bound as bound_module
-from planner.optimize.layer_placement import boundaries, named
+from planner.optimize.layer_placement import boundaries, named, place
 from planner.optimize.layer_placement.anneal import Flows, State, anneal
 from planner.optimize.layer_placement.bound import throughput_bound
 from planner.optimize.layer_placement.boundaries import place_on_boundaries
@@ -96,7 +97,7 @@ def test_small_clusters_lie_between_bound_and_brute_force(
     seed: int, slow: bool, optima: dict[tuple[int, bool], float]
 ) -> None:
     instance, optimum = random_cluster(seed, slow_links=slow), optima[seed, slow]
-    found = place_layers(instance, time_limit_s=1.0)
+    found = place_layers(instance, time_limit_s=60.0)
     assert found.bound >= optimum * (1 - 1e-9)
     assert found.tokens_per_s <= optimum * (1 + 1e-9)
     assert found.tokens_per_s == pytest.approx(max_flow(instance, found.placement))
@@ -110,7 +111,7 @@ def test_ranges_that_do_not_align_are_found_where_they_are_better() -> None:
     instance = cluster(("a", "a", "b", "b"), speeds, 4)
     bound = throughput_bound(instance)
     assert best_stages(instance, bound.worth, bound.tokens_per_s, float("inf"))[0] == pytest.approx(10.0)
-    found = place_layers(instance, time_limit_s=2.0)
+    found = place_layers(instance, time_limit_s=60.0)
     assert found.tokens_per_s == pytest.approx(20.0)
     assert found.bound == pytest.approx(20.0, rel=1e-5)
 
@@ -128,7 +129,7 @@ def test_the_bound_is_tight_where_layers_pack_without_waste() -> None:
     """Six machines that carry 100 at two layers each, over four layers: three of them side by side."""
     instance = cluster(("a",) * 6, {"a": {1: 190.0, 2: 100.0}}, 4)
     assert throughput_bound(instance).tokens_per_s == pytest.approx(300.0, rel=1e-6)
-    assert place_layers(instance, time_limit_s=1.0).tokens_per_s == pytest.approx(300.0)
+    assert place_layers(instance, time_limit_s=60.0).tokens_per_s == pytest.approx(300.0)
 
 
 def test_a_knapsack_that_is_cut_short_only_loosens_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def test_patterns_are_least_and_carry_what_is_asked() -> None:
 def test_speeds_need_not_fall_with_layers() -> None:
     """A machine is faster with 3 layers than with 2: stages of 3 are taken."""
     instance = cluster(("a", "a"), {"a": {2: 5.0, 3: 9.0}}, 6)
-    assert place_layers(instance, time_limit_s=1.0).tokens_per_s == pytest.approx(9.0)
+    assert place_layers(instance, time_limit_s=60.0).tokens_per_s == pytest.approx(9.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -176,10 +177,24 @@ def test_annealing_puts_stages_where_the_links_are() -> None:
     assert [set(machines) for _, machines in state.stages] == [{0}, {1}, {2}, {3}, {4}, {5}]
 
 
+def test_maximum_flows_count_as_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time where many states look better than they are."""
+    instance = random_cluster(2, slow_links=True)
+    looked = []
+    monkeypatch.setattr(annealing, "pipeline_flow", lambda *arguments: looked.append(arguments) or 0.0)
+    start = State([(instance.layers, frozenset({0}))], frozenset({1, 2, 3}))
+    for charge, most in ((10**6, 1), (0, 20_000)):
+        monkeypatch.setattr(annealing, "FLOW_STEPS", charge)
+        looked.clear()
+        anneal(instance, start, 0.0, 100.0, 20_000, float("inf"), random.Random(1), Flows(instance))
+        assert 1 <= len(looked) <= most
+    assert len(looked) > 100
+
+
 def test_links_that_bind_are_kept_and_bounds_stay_above() -> None:
     """Two machines a stage and thin links: four links of 30 between two stages carry 120 of 200."""
     instance = cluster(("a",) * 4, {"a": {1: 200.0, 2: 100.0}}, 4, link=30.0)
-    found = place_layers(instance, time_limit_s=1.0)
+    found = place_layers(instance, time_limit_s=60.0)
     assert found.tokens_per_s == pytest.approx(120.0)
     assert found.bound == pytest.approx(120.0)
     assert throughput_bound(instance).tokens_per_s == pytest.approx(200.0)
@@ -191,9 +206,11 @@ def test_without_the_exact_programmes_the_search_answers(
 ) -> None:
     """As on instances too large for them: less than the optimum may be found, and more may be left open."""
     instance = random_cluster(seed, slow_links=True)
-    monkeypatch.setattr(named, "MOST_COLUMNS", 0)
-    monkeypatch.setattr(boundaries, "MOST_ARCS", 0)
-    found = place_layers(instance, time_limit_s=0.3)
+    monkeypatch.setattr(boundaries, "MOST_COLUMNS", 0)
+    monkeypatch.setattr(boundaries, "TINY", 0)
+    for steps in ("QUICK_STEPS", "PART_STEPS", "STAGE_STEPS", "RANGE_STEPS"):
+        monkeypatch.setattr(place, steps, 10_000)
+    found = place_layers(instance, time_limit_s=60.0)
     assert optima[seed, True] * 0.5 <= found.tokens_per_s <= optima[seed, True] * (1 + 1e-9) <= found.bound * (1 + 2e-9)
     assert found.tokens_per_s == pytest.approx(max_flow(instance, found.placement))
 
@@ -211,7 +228,7 @@ def test_pipelines_of_regions_work_side_by_side() -> None:
     types = tuple("ab"[home] for home in homes)
     instance = regions(cluster(types, speeds, 6, link=1000.0), homes, 1.0)
     assert [set(group) for group in groupings(instance)[0]] == [{0, 2, 4, 6, 8, 9}, {1, 3, 5, 7}]
-    found = place_layers(instance, time_limit_s=20.0)
+    found = place_layers(instance, time_limit_s=60.0)
     assert found.tokens_per_s == pytest.approx(2 * 40.0 + 2 * 25.0)
 
 
@@ -305,6 +322,59 @@ def test_machines_that_can_change_places_are_one_class() -> None:
     assert [kind.machines for kind in machine_classes(instance)] == [(0, 2, 3), (1,)]
     apart = replace(instance, links={**instance.links, (0, 1): 5.0})
     assert [kind.machines for kind in machine_classes(apart)] == [(0,), (1,), (2, 3)]
+
+
+def test_hardly_any_time_loses_no_proof_of_a_small_cluster() -> None:
+    instance = benchmark.parse(json.loads(PUBLISHED.read_text()))
+    found = place_layers(instance, time_limit_s=1e-6)
+    assert found.proven
+    assert found.tokens_per_s == pytest.approx(286.5874, abs=1e-3)
+
+
+def test_a_programme_without_links_is_left_where_stages_reach_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links bind, stages without them reach more: it could lower nothing, and takes long on larger clusters."""
+    instance = random_cluster(1, slow_links=True)
+    monkeypatch.setattr(place, "place_named", lambda *arguments: None)
+    monkeypatch.setattr(place, "link_bound", lambda instance, bound, deadline: bound * 0.9)
+    for steps in ("QUICK_STEPS", "PART_STEPS", "STAGE_STEPS", "RANGE_STEPS"):
+        monkeypatch.setattr(place, steps, 1_000)
+    asked = []
+    monkeypatch.setattr(place, "place_on_boundaries", lambda *arguments: asked.append(arguments))
+    task_bound = throughput_bound(instance)
+    unlinked, _ = best_stages(instance, task_bound.worth, task_bound.tokens_per_s, float("inf"))
+    assert unlinked >= 0.9 * task_bound.tokens_per_s
+    place_layers(instance, time_limit_s=60.0)
+    assert not asked
+
+
+def test_trees_of_exact_programmes_end_by_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+    certified = named.certified
+
+    def recorded(problem: Any, *, time_limit_s: float, most_nodes: int | None = None) -> Any:
+        limits.append(most_nodes)
+        return certified(problem, time_limit_s=time_limit_s, most_nodes=most_nodes)
+
+    monkeypatch.setattr(named, "certified", recorded)
+    monkeypatch.setattr(boundaries, "certified", recorded)
+    instance = random_cluster(1, slow_links=True)
+    named.place_named(instance, throughput_bound(instance).tokens_per_s, 10.0)
+    place_on_boundaries(instance, throughput_bound(instance).tokens_per_s, 10.0)
+    assert limits == [named.MOST_NODES, boundaries.MOST_NODES]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_machines_that_are_alike_are_one_node_of_a_pipelines_flow(seed: int) -> None:
+    draw = random.Random(seed)
+    speeds = {"a": {1: 30.0, 2: 17.0}, "b": {1: 20.0, 2: 11.0}}
+    base = cluster(("a", "a", "a", "b", "b", "a", "b", "a"), speeds, 4)
+    homes = (0, 0, 1, 0, 0, 1, 1, 0)
+    instance = replace(base, links={(i, j): 9.0 if homes[i] == homes[j] else 2.0 for i, j in base.links})
+    assert len(set(instance.alike)) == 4  # of two types, in two regions
+    machines = draw.sample(range(8), 8)
+    stages = [(1, frozenset(machines[:3])), (2, frozenset(machines[3:6])), (1, frozenset(machines[6:]))]
+    flow = pipeline_flow(instance, stages)
+    assert flow == pytest.approx(max_flow(instance, State(stages, frozenset()).placement()))
 
 
 def test_a_published_optimum_is_proven() -> None:

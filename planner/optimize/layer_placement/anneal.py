@@ -14,13 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
-from planner.optimize.layer_placement.flow import Group, pipeline_flow
+from planner.optimize.layer_placement.flow import Group, counted, pipeline_flow
 from planner.optimize.layer_placement.instance import LayerInstance, Placement
 
 MOST_REMEMBERED = 300_000  # flows, stages
-MOST_SIDE = 10  # machines of a stage up to which its cuts are enumerated
+FLOW_STEPS = 15  # that a maximum flow through all stages takes as long as
+MOST_SIDE = 10  # machines of a stage, alike ones as one, up to which its cuts are enumerated
 HOT, COLD = 0.03, 0.002  # of the wanted flow: from 0.15 on chains lose what they started with
+
+Kinds = list[tuple[int, int]]  # the first of machines that are alike, and how many of them
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Flows:
 
     instance: LayerInstance
     known: dict[tuple[Group | None, Group | None], float] = field(default_factory=dict)
+    kinds: dict[tuple[Any, ...], float] = field(default_factory=dict)  # the same by machines that are alike
     fitting: dict[Group, bool] = field(default_factory=dict)
 
     def all(self, stages: list[Group]) -> list[float]:
@@ -85,9 +90,17 @@ class Flows:
             layers, machines = head or tail or (0, frozenset())
             ends = self.instance.sources if tail is None else self.instance.sinks
             return sum(min(speed(machine, layers), ends.get(machine, 0.0)) for machine in machines)
-        links = self.instance.links
-        left = [(speed(i, tail[0]), [links.get((i, j), 0.0) for j in head[1]]) for i in tail[1]]
-        right = [(speed(j, head[0]), [links.get((i, j), 0.0) for i in tail[1]]) for j in head[1]]
+        sides = tuple(counted(self.instance, machines) for _, machines in (tail, head))
+        key = tail[0], tuple(sides[0]), head[0], tuple(sides[1])
+        if key not in self.kinds:
+            self.kinds[key] = self._least_cut(tail[0], sides[0], head[0], sides[1])
+        return self.kinds[key]
+
+    def _least_cut(self, passed: int, tails: Kinds, held: int, heads: Kinds) -> float:
+        """Maximum flow of machines that are alike taken together: tails hold `passed` layers, heads `held`."""
+        speed, between = self.instance.speed, self.instance.between
+        left = [(n * speed(i, passed), [n * m * between(i, j) for j, m in heads]) for i, n in tails]
+        right = [(m * speed(j, held), [n * m * between(i, j) for i, n in tails]) for j, m in heads]
         few, many = (left, right) if len(left) <= len(right) else (right, left)
         return least_cut([cap for cap, _ in few], [cap for cap, _ in many], [row for _, row in few])
 
@@ -119,9 +132,13 @@ def anneal(
     """(tokens/s, state) of the best state met that carries more than `best`, else `best` and the start."""
     state, found = start, start
     energy = _energy(flows.all(state.stages), wanted)
-    for step in range(steps):
-        if step % 256 == 0 and time.monotonic() > deadline:
-            break
+    step = looked = 0
+    while step < steps:
+        step += 1
+        if step >= looked:
+            looked = step + 256
+            if time.monotonic() > deadline:
+                break
         moved = draw.choice(MOVES)(state, draw)
         if moved is None or not flows.fit(moved.stages):
             continue
@@ -133,6 +150,7 @@ def anneal(
         state, energy = moved, after
         if min(values) > best * (1 + 1e-9):
             flow = pipeline_flow(instance, state.stages)
+            step += FLOW_STEPS
             if flow > best * (1 + 1e-9):
                 best, found = flow, state
                 if best >= wanted:

@@ -22,7 +22,9 @@ from planner.optimize.guard import certified
 from planner.optimize.layer_placement.instance import LayerInstance, Placement
 from specs.errors import CapstanError
 
-MOST_ARCS = 3_000
+MOST_COLUMNS = 3_000
+TINY, TINY_S = 600, 10.0  # columns of a programme that takes tenths of a second and is not denied them
+MOST_NODES = 200  # of the tree; up to a twentieth of a second each
 
 Arc = tuple[str, int, int]  # type, first layer, layers
 
@@ -38,10 +40,18 @@ def arcs(instance: LayerInstance) -> list[Arc]:
     ]
 
 
+def seconds_for(columns: int, time_limit_s: float) -> float | None:
+    """Seconds for a programme of that size; None where it is too large, or no time is left for more than a tiny one."""
+    if columns <= TINY:
+        return max(time_limit_s, TINY_S)
+    return time_limit_s if columns <= MOST_COLUMNS and time_limit_s > 0 else None
+
+
 def place_on_boundaries(instance: LayerInstance, bound: float, time_limit_s: float) -> tuple[Placement, float] | None:
     """(best placement found in time, bound); None where none was found, or the programme is too large."""
     choices = arcs(instance)
-    if len(choices) > MOST_ARCS:
+    seconds = seconds_for(len(choices), time_limit_s)
+    if seconds is None:
         return None
     problem = pulp.LpProblem("boundaries", pulp.LpMinimize)
     held = {
@@ -57,7 +67,7 @@ def place_on_boundaries(instance: LayerInstance, bound: float, time_limit_s: flo
     for row in _flow_is_kept(instance, flow):
         problem += row
     try:
-        found = certified(problem, time_limit_s=time_limit_s)
+        found = certified(problem, time_limit_s=seconds, most_nodes=MOST_NODES)
     except CapstanError:  # nothing found in time
         return None
     left = {kind: [i for i, name in enumerate(instance.types) if name == kind] for kind in instance.counts}

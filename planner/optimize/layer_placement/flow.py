@@ -9,23 +9,36 @@ RESIDUE = 1e-9  # tokens/s that are nothing
 
 
 def pipeline_flow(instance: LayerInstance, stages: list[Group]) -> float:
-    """Tokens/s from the source through all stages to the sink; equal to `max_flow` up to rounding."""
+    """Tokens/s from the source through all stages to the sink; equal to `max_flow` up to rounding.
+
+    Machines of a stage that are alike stand in for one another, so their even shares of any flow are a flow as well:
+    they are one node, with the capacities of all of them.
+    """
     network = _Network()
-    before: list[tuple[int, int]] = []
+    before: list[tuple[int, int, int]] = []
     for position, (layers, machines) in enumerate(stages):
         entered = []
-        for machine in sorted(machines):
+        for kind, count in counted(instance, machines):
             inner, outer = network.node(), network.node()
-            network.join(inner, outer, instance.speed(machine, layers))
+            network.join(inner, outer, count * instance.speed(kind, layers))
             if position == 0:
-                network.join(0, inner, instance.sources.get(machine, 0.0))
-            for other, its_outer in before:
-                network.join(its_outer, inner, instance.links.get((other, machine), 0.0))
+                network.join(0, inner, count * instance.sources.get(kind, 0.0))
+            for other, many, its_outer in before:
+                network.join(its_outer, inner, many * count * instance.between(other, kind))
             if position == len(stages) - 1:
-                network.join(outer, 1, instance.sinks.get(machine, 0.0))
-            entered.append((machine, outer))
+                network.join(outer, 1, count * instance.sinks.get(kind, 0.0))
+            entered.append((kind, count, outer))
         before = entered
     return network.push_all()
+
+
+def counted(instance: LayerInstance, machines: frozenset[int]) -> list[tuple[int, int]]:
+    """Machines that are alike: (the first of them, how many of these are here)."""
+    counts: dict[int, int] = {}
+    for machine in sorted(machines):
+        first = instance.alike[machine]
+        counts[first] = counts.get(first, 0) + 1
+    return list(counts.items())
 
 
 def placement_flow(instance: LayerInstance, placement: Placement) -> float:
@@ -71,8 +84,10 @@ class _Network:
         total = 0.0
         while (level := self._levels())[1] >= 0:
             following = [0] * len(self.arcs)
-            while (pushed := self._push(0, float("inf"), level, following)) > RESIDUE:
-                total += pushed
+            pushed = self._push(0, float("inf"), level, following)
+            if pushed <= RESIDUE:
+                break
+            total += pushed
         return total
 
     def _levels(self) -> list[int]:
@@ -88,17 +103,19 @@ class _Network:
         return level
 
     def _push(self, node: int, most: float, level: list[int], following: list[int]) -> float:
-        """One path to the sink, each arc one level further; how much went along it."""
+        """As much as goes on from a node to the sink, up to `most`, each arc one level further."""
         if node == 1:
             return most
-        arcs = self.arcs[node]
+        arcs, room, head = self.arcs[node], self.room, self.head
+        total, deeper = 0.0, level[node] + 1
         while following[node] < len(arcs):
             arc = arcs[following[node]]
-            if self.room[arc] > RESIDUE and level[self.head[arc]] == level[node] + 1:
-                pushed = self._push(self.head[arc], min(most, self.room[arc]), level, following)
-                if pushed > RESIDUE:
-                    self.room[arc] -= pushed
-                    self.room[arc ^ 1] += pushed
-                    return pushed
+            if room[arc] > RESIDUE and level[head[arc]] == deeper:
+                pushed = self._push(head[arc], min(most - total, room[arc]), level, following)
+                room[arc] -= pushed
+                room[arc ^ 1] += pushed
+                total += pushed
+                if most - total <= RESIDUE:
+                    return total
             following[node] += 1
-        return 0.0
+        return total

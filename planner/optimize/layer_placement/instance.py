@@ -87,6 +87,39 @@ class LayerInstance:
         """Machines of each type, types in order of appearance."""
         return {name: self.types.count(name) for name in dict.fromkeys(self.types)}
 
+    @cached_property
+    def alike(self) -> tuple[int, ...]:
+        """For each machine the first one that it can change places with without any link changing (itself, if none)."""
+        first: list[int] = []
+        for machine in range(len(self.types)):
+            first.append(next((other for other in dict.fromkeys(first) if self._alike(other, machine)), machine))
+        return tuple(first)
+
+    def _alike(self, one: int, other: int) -> bool:
+        links = self.links
+        return (
+            self.types[one] == self.types[other]
+            and self.sources.get(one) == self.sources.get(other)
+            and self.sinks.get(one) == self.sinks.get(other)
+            and links.get((one, other)) == links.get((other, one))
+            and all(
+                links.get((one, i)) == links.get((other, i)) and links.get((i, one)) == links.get((i, other))
+                for i in range(len(self.types))
+                if i not in (one, other)
+            )
+        )
+
+    def between(self, one: int, other: int) -> float:
+        """Capacity of the link from a machine like `one` to another machine like `other`; 0 where there is none."""
+        if one == other:  # of two that are alike, those between any two of them are equal
+            other = self.second.get(one, one)
+        return self.links.get((one, other), 0.0)
+
+    @cached_property
+    def second(self) -> dict[int, int]:
+        """Of each first machine that others are like, one of these."""
+        return {first: machine for machine, first in enumerate(self.alike) if machine != first}
+
     def speed(self, machine: int, layers: int) -> float:
         """Tokens/s of a machine that holds so many layers; 0 where they do not fit."""
         return self.tokens_per_s[self.types[machine]].get(layers, 0.0)

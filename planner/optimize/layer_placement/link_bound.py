@@ -72,14 +72,9 @@ def link_bound(instance: LayerInstance, bound: float, deadline: float) -> float:
 
 def machine_classes(instance: LayerInstance) -> list[MachineClass]:
     """Machines that can change places with another one without any link changing stand in one class."""
-    groups: list[list[int]] = []
-    for machine in range(len(instance.types)):
-        for group in groups:
-            if _alike(instance, group[0], machine):
-                group.append(machine)
-                break
-        else:
-            groups.append([machine])
+    groups: dict[int, list[int]] = {}
+    for machine, first in enumerate(instance.alike):
+        groups.setdefault(first, []).append(machine)
     entering: dict[int, float] = defaultdict(float)
     leaving: dict[int, float] = defaultdict(float)
     for (tail, head), capacity in instance.links.items():
@@ -94,22 +89,8 @@ def machine_classes(instance: LayerInstance) -> list[MachineClass]:
             entering=entering[group[0]],
             leaving=leaving[group[0]],
         )
-        for group in groups
+        for group in groups.values()
     ]
-
-
-def _alike(instance: LayerInstance, one: int, other: int) -> bool:
-    links, others = instance.links, set(range(len(instance.types))) - {one, other}
-    return (
-        instance.types[one] == instance.types[other]
-        and instance.sources.get(one) == instance.sources.get(other)
-        and instance.sinks.get(one) == instance.sinks.get(other)
-        and links.get((one, other)) == links.get((other, one))
-        and all(
-            links.get((one, i)) == links.get((other, i)) and links.get((i, one)) == links.get((i, other))
-            for i in others
-        )
-    )
 
 
 def machines_for_handing_over(capacity: float, most: float) -> float:

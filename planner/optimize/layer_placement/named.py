@@ -23,10 +23,11 @@ from typing import Any
 import pulp
 
 from planner.optimize.guard import certified
+from planner.optimize.layer_placement.boundaries import seconds_for
 from planner.optimize.layer_placement.instance import LayerInstance, Placement
 from specs.errors import CapstanError
 
-MOST_COLUMNS = 3_000
+MOST_NODES = 200  # of the tree; up to a twentieth of a second each
 
 Range = tuple[int, int, int]  # machine, first layer, layers
 
@@ -45,7 +46,8 @@ def ranges(instance: LayerInstance) -> list[Range]:
 def place_named(instance: LayerInstance, bound: float, time_limit_s: float) -> tuple[Placement, float] | None:
     """(best placement found in time, bound); None where none was found, or the programme is too large."""
     choices = ranges(instance)
-    if 2 * len(choices) + len(instance.links) * (instance.layers - 1) > MOST_COLUMNS:
+    seconds = seconds_for(2 * len(choices) + len(instance.links) * (instance.layers - 1), time_limit_s)
+    if seconds is None:
         return None
     problem = pulp.LpProblem("named", pulp.LpMinimize)
     held = {choice: pulp.LpVariable(f"z_{n}", cat=pulp.LpBinary) for n, choice in enumerate(choices)}
@@ -64,7 +66,7 @@ def place_named(instance: LayerInstance, bound: float, time_limit_s: float) -> t
     ):
         problem += row
     try:
-        found = certified(problem, time_limit_s=time_limit_s)
+        found = certified(problem, time_limit_s=seconds, most_nodes=MOST_NODES)
     except CapstanError:  # nothing found in time
         return None
     taken = [choice for choice, variable in held.items() if found.values[variable.name] == 1]

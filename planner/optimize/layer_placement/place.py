@@ -17,9 +17,8 @@ from planner.optimize.layer_placement.search import LONG, SHORT, Effort, search_
 from planner.optimize.layer_placement.stages import best_stages
 from specs.errors import NoPlanError
 
-QUICK_STEPS, STAGE_STEPS, RANGE_STEPS = 100_000, 300_000, 100_000  # of annealing
+QUICK_STEPS, PART_STEPS, STAGE_STEPS, RANGE_STEPS = 60_000, 40_000, 150_000, 60_000  # of annealing
 STAGES_SHARE, PROGRAMME_SHARE = 0.3, 0.6  # of the time: by when pipelines, and the exact programme, must be done
-PART_SECONDS = 5.0  # for the stages of a group of regions
 PROVEN = 1e-4  # a gap below which nothing more is tried
 
 
@@ -42,8 +41,8 @@ class LayerPlacement:
 def place_layers(instance: LayerInstance, *, time_limit_s: float = 60.0, seed: int = 0) -> LayerPlacement:
     """Bounds first; then, while a gap is left: exact programmes where they are small, and searches, quick ones first.
 
-    Searches are bounded by steps, so that equal instances get equal answers; the time limit is there for slow machines.
-    Raises `NoPlanError` where no placement with a flow was found.
+    Programmes end by nodes of their trees and searches by steps, so that equal instances get equal answers; the time
+    limit is there for slow machines. Raises `NoPlanError` where no placement with a flow was found.
     """
     begun = time.monotonic()
     proof = throughput_bound(instance)
@@ -54,7 +53,7 @@ def place_layers(instance: LayerInstance, *, time_limit_s: float = 60.0, seed: i
             "no placement carries anything: links without capacity part the machines",
             mends=("links, source_links or sink_links above 0",),
         )
-    task = _Task(instance, proof, min(aligned, bound) or bound, begun, time_limit_s, seed)
+    task = _Task(instance, proof, aligned, min(aligned, bound) or bound, begun, time_limit_s, seed)
     best = LayerPlacement({}, 0.0, bound)
     for improve in (_exactly_named, _quickly, _exactly_on_boundaries, _thoroughly):
         if not best.proven:
@@ -66,11 +65,12 @@ def place_layers(instance: LayerInstance, *, time_limit_s: float = 60.0, seed: i
 
 @dataclass(frozen=True)
 class _Task:
-    """`aligned` tokens/s are what stages reach without links, or a bound where none were found."""
+    """`unlinked` tokens/s are what stages reach without links; `wanted` are those or the bound, where that is less."""
 
     instance: LayerInstance
     proof: ThroughputBound
-    aligned: float
+    unlinked: float
+    wanted: float
     begun: float
     time_limit_s: float
     seed: int
@@ -81,7 +81,7 @@ class _Task:
 
     def search(self, best: LayerPlacement, steps: int, run: int) -> LayerPlacement:
         """Aligned stages over all machines, in runs of `run` steps."""
-        state = search_stages(self.instance, self.aligned, self.proof, Effort(steps, self.deadline), self.seed, run)
+        state = search_stages(self.instance, self.wanted, self.proof, Effort(steps, self.deadline), self.seed, run)
         return best if state is None else _better(self.instance, best, state.placement())
 
 
@@ -90,13 +90,16 @@ def _exactly_named(task: _Task, best: LayerPlacement) -> LayerPlacement:
 
 
 def _exactly_on_boundaries(task: _Task, best: LayerPlacement) -> LayerPlacement:
+    """The programme knows no links: its bound is no lower than what stages reach without them."""
+    if task.unlinked >= best.bound * (1 - PROVEN):
+        return best
     return _exactly(place_on_boundaries, task, best)
 
 
 def _exactly(programme: Programme, task: _Task, best: LayerPlacement) -> LayerPlacement:
     """Placement and bound of an exact programme, where it is small enough and time is left for it."""
     left_s = task.begun + PROGRAMME_SHARE * task.time_limit_s - time.monotonic()
-    answer = programme(task.instance, best.bound, left_s) if left_s > 0 else None
+    answer = programme(task.instance, best.bound, left_s)
     if answer is None:
         return best
     return _better(task.instance, replace(best, bound=min(best.bound, answer[1])), answer[0])
@@ -137,8 +140,8 @@ def _place_alone(instance: LayerInstance, machines: Machines, deadline: float, s
     if part is None:
         return {}
     proof = throughput_bound(part)
-    aligned, _ = best_stages(part, proof.worth, proof.tokens_per_s, min(deadline, time.monotonic() + PART_SECONDS))
-    state = search_stages(part, aligned or proof.tokens_per_s, proof, Effort(QUICK_STEPS, deadline), seed)
+    aligned, _ = best_stages(part, proof.worth, proof.tokens_per_s, deadline)
+    state = search_stages(part, aligned or proof.tokens_per_s, proof, Effort(PART_STEPS, deadline), seed)
     return {machines[index]: span for index, span in state.placement().items()} if state is not None else {}
 
 

@@ -10,7 +10,7 @@ from planner.optimize.layer_placement.anneal import Flows, State, anneal
 from planner.optimize.layer_placement.bound import ThroughputBound
 from planner.optimize.layer_placement.flow import Group, pipeline_flow
 from planner.optimize.layer_placement.instance import LayerInstance
-from planner.optimize.layer_placement.stages import Stage, plan_stages, stage_speed
+from planner.optimize.layer_placement.stages import SLOWEST_S, Stage, plan_stages, stage_speed
 
 CLOSE_ENOUGH = 1e-6
 SHARES = (  # of the aligned flow, wanted of stages
@@ -52,7 +52,7 @@ def search_stages(
     draw, flows = random.Random(seed), Flows(instance)
     starts: list[tuple[float, State]] = []
     for share in SHARES:
-        stages = plan_stages(instance, share * aligned * (1 - 1e-9), proof.worth, 2.0)
+        stages = plan_stages(instance, share * aligned * (1 - 1e-9), proof.worth, SLOWEST_S)
         for _ in range(NAMINGS if stages else 0):
             state = name_machines(instance, stages or (), flows, draw)
             starts.append((pipeline_flow(instance, state.stages), state))

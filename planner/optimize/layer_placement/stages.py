@@ -27,6 +27,9 @@ from planner.optimize.solve import minimise
 from specs.errors import CapstanError
 
 MOST_PATTERNS = 500
+MOST_NODES = 1_000  # of the tree of one programme
+SLOWEST_S = 10.0  # of one programme, which takes tenths: for slow machines
+LEAST_TRIES = 12  # before the deadline counts: enough to bisect to the answer where programmes are tiny
 PRECISION = 5e-4
 
 
@@ -60,7 +63,7 @@ def plan_stages(
         used = [dict(pattern.machines).get(kind, 0) * x for pattern, x in zip(patterns, taken, strict=True)]
         problem += pulp.lpSum(used) <= count
     try:
-        _, status, _ = minimise(problem, time_limit_s)
+        _, status, _ = minimise(problem, time_limit_s, MOST_NODES)
     except CapstanError:  # nothing found in time
         return None
     stages = tuple(pattern for pattern, x in zip(patterns, taken, strict=True) for _ in range(round(x.varValue or 0.0)))
@@ -110,15 +113,17 @@ def patterns(instance: LayerInstance, layers: int, t: float) -> Iterator[Stage]:
 def best_stages(
     instance: LayerInstance, worth: dict[str, float], bound: float, deadline: float
 ) -> tuple[float, tuple[Stage, ...]]:
-    """(tokens/s, stages) of the best pipeline found before `deadline` (of `time.monotonic`); (0, ()) if there is none.
+    """(tokens/s, stages) of the best pipeline found; (0, ()) if there is none.
 
-    Downwards from the bound in doubling steps until there is a pipeline, then bisection above it.
+    Downwards from the bound in doubling steps until there is a pipeline, then bisection above it. After a few tries no
+    other one begins behind `deadline` (of `time.monotonic`).
     """
     best: tuple[float, tuple[Stage, ...]] = (0.0, ())
-    step = PRECISION
+    step, tries = PRECISION, 0
     high, t = bound, bound * (1 - step)
-    while high > best[0] * (1 + PRECISION) and t > 0 and time.monotonic() < deadline:
-        stages = plan_stages(instance, t, worth, max(0.1, min(5.0, deadline - time.monotonic())))
+    while high > best[0] * (1 + PRECISION) and t > 0 and (tries < LEAST_TRIES or time.monotonic() < deadline):
+        stages = plan_stages(instance, t, worth, SLOWEST_S)
+        tries += 1
         if stages is not None:
             best = (min(stage_speed(instance, stage) for stage in stages), stages)
         else:
