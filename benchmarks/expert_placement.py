@@ -9,6 +9,7 @@ load below which no placement can come. `phy2log` lists the expert in each slot,
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     for _, cases in read_all(parser.parse_args().files, parse):
         for name, instance in cases:
-            print_timed(lambda name=name, instance=instance: answer(name, instance))  # type: ignore[misc]
+            print_timed(partial(answer, name, instance))
 
 
 if __name__ == "__main__":

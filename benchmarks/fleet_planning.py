@@ -3,6 +3,8 @@
     python -m benchmarks.fleet_planning -o benchmarks/results/cpu/fleet_planning.json
     python -m benchmarks.fleet_planning --write medium fleet.yaml    # only the spec
 
+`others_busy` is the load average before a run: above 0.5, the wall time is not that of two free cores.
+
 Each fleet is drawn from a seed: catalogue models of mixed size, each with classes of several kinds (chats, long
 prompts, batch-like answers), drawn rates, lengths and limits, sized to fill about half of the devices.
 """
@@ -110,12 +112,14 @@ def measured(fleet: Fleet, seed: int, folder: Path) -> dict[str, object]:
     """One planning run of a fleet in a process of its own."""
     spec, plan = folder / "fleet.yaml", folder / "plan.json"
     spec.write_text(fleet.spec(seed), encoding="utf-8")
+    busy = os.getloadavg()[0]
     figures = run([*CAPSTAN, "plan", str(spec), "-o", str(plan)], folder / "log")
     found = json.loads(plan.read_text(encoding="utf-8"))
     certificate = found["certificate"]
     told = ("value", "bound", "gap", "priced_bound", "priced_gap", "solver_status", "columns", "simulations")
     return {
         **{name: round(value, 2) for name, value in figures.items()},
+        "others_busy": round(busy, 1),
         **{name: certificate[name] for name in told},
         "gpus": found["cost"]["gpus"],
         "groups": len(found["groups"]),

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from planner.cost.latency import FittedLatency, OperatorLatency, latency_of
-from planner.cost.operations import StepShape, measure, operations
+from planner.cost.operations import operations
 from planner.cost.stages import split_stages
 from planner.cost.step import step_times
+from planner.cost.step_work import StepShape, measure
 from specs.architecture import load_architecture
 from specs.catalog import load_device, load_engine, load_profile
 from specs.document import DType, write_atomically

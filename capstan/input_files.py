@@ -164,15 +164,15 @@ def _parts_fit(plan: Plan, spec: DeploymentSpec) -> None:
         at = f"groups[{index}]"
         _known(group.model, spec.models, f"{at}.model", "a model of the plan's spec")
         _known(group.model, plan.architectures, f"{at}.model", "a model with its config in `architectures`")
-        _known(group.pool, pools, f"{at}.pool", "a pool of the plan's spec")
+        for stage in group.machines:
+            _known(stage.pool, pools, f"{at}.pool", "a pool of the plan's spec")
         _known(group.engine, plan.engines, f"{at}.engine", "an engine with its facts in `engines`")
-        pool = pools[group.pool]
-        for table, name in ((plan.devices, "devices"), (plan.profiles, "profiles")):
-            _known(pool.device, table, name, f"the facts of {pool.device}, which {group.pool} holds")
-        gpus = group.replicas * group.layout.gpus
-        if gpus > pool.count:
-            used = f"{group.replicas} replicas need {gpus} GPUs, {pool.name} has {pool.count}"
-            raise InputError(used, field=f"{at}.replicas", expected=f"at most {pool.count // group.layout.gpus}")
+        for pool, each in ((pools[name], gpus) for name, gpus in group.gpus_by_pool.items()):
+            for table, name in ((plan.devices, "devices"), (plan.profiles, "profiles")):
+                _known(pool.device, table, name, f"the facts of {pool.device}, which {pool.name} holds")
+            if group.replicas * each > pool.count:
+                used = f"{group.replicas} replicas need {group.replicas * each} GPUs, {pool.name} has {pool.count}"
+                raise InputError(used, field=f"{at}.replicas", expected=f"at most {pool.count // each}")
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             if getattr(group.limits, name) > MOST_TOKENS:
                 value = getattr(group.limits, name)
@@ -237,6 +237,9 @@ def _warn_of_broken_laws(plan: Plan) -> None:
     from planner.optimize.certify import recheck
 
     broken = [check for check in recheck(plan) if not check.holds]
+    if plan.certificate.is_stated and broken:
+        warn(f"this deployment does not keep {len(broken)} of its promises, the first: {broken[0].law}")
+        return
     for check in broken[:3]:
         warn(f"this plan breaks a law of its certificate: {check.law}: {check.left:g} {check.relation} {check.right:g}")
     if len(broken) > 3:

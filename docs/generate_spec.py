@@ -35,8 +35,8 @@ PARTLY = {
     "hardware.network.latency": "used for pipeline stages on several nodes",
     "limits.utilisation": "the promises hold at 1 / this share of the traffic (85%: at 118 % of it)",
     "limits.confidence": (
-        "steps are planned to take as many times their predicted seconds as that share of measured ones did at most; "
-        "from 50% to the largest quantile known, 95%"
+        "steps, and first tokens beside them, are planned to take as many times what is predicted as that share of "
+        "measured ones did at most; from 50% to the largest quantile known, 95%"
     ),
 }
 INTRODUCTION = """\
@@ -98,8 +98,9 @@ token has no TPOT and meets any.
 
 Everything below parses. What planning does not act on is refused by name, all of it in one message with exit code 2,
 and is marked **refused** here. Nothing is ignored. The `choices` are pins: `tensor_parallel: 2` allows nothing else,
-`[2, 4]` allows these two, `auto` (the default) leaves it to the planner. Pin everything to judge what you already run:
-`specs/examples/existing-deployment.yaml`.
+`[2, 4]` allows these two, `auto` (the default) leaves it to the planner. To judge what you already run, pin everything
+(`specs/examples/existing-deployment.yaml`) or state it group by group (`specs/examples/uneven-fleet.yaml`):
+`capstan estimate` says what it does.
 
 # Reference
 
@@ -143,6 +144,12 @@ of the tokens that arrive while it is simulated (a window ends with some in flig
     "schedule": """\
 See [schedule.md](schedule.md). Without `switching.start` a replica starts by loading its weights, from each node's NVMe
 where `hardware.host.nvme` is declared and else over the network port of each device, and takes a minute more.""",
+    "choices.MODEL.groups[]": """\
+Replicas that stand already: nothing of them is chosen, and `capstan estimate SPEC.yaml` says what they do
+([estimate.md](estimate.md)). What a group leaves out is what the model's other choices pin, else what its engine does
+by itself. A class goes by the shares that `serves` states; what they leave goes to groups that name the class without
+a share, and to groups without `serves`, by the capacity that other requests leave them. Prefill groups hand over to a
+decode group of their engine and type of KV cache; decode groups take nothing else.""",
     "traffic[].shared_prefix": """\
 The shared tokens are part of `prompt_tokens`: a prompt of 1,200 of which 1,000 are shared has 200 of its own, and a
 shorter one than these shares all of itself. The group is drawn by request, and by conversation where there are
@@ -184,6 +191,11 @@ EXAMPLES = {
         "schedule: {slot: 2h, switching: {start: 3min, cost: $0.50}}"
     ),
     "limits": "limits: {budget: $30/h, utilisation: 85%, gpus: {chat: 24}}",
+    "choices.MODEL.groups[]": (
+        "choices:\n  chat:\n    groups:\n"
+        "      - {name: old, pool: h100, replicas: 2, tensor_parallel: 2, engine_version: 0.12.0, max_num_seqs: 128}\n"
+        "      - {name: new, pool: h100, replicas: 1, tensor_parallel: 4, engine: sglang, serves: {all: 60%}}"
+    ),
     "choices": "choices:\n  engine: vllm\n  chat: {tensor_parallel: [2, 4], max_num_seqs: 256, pool: h100}",
 }
 LENGTHS = (
@@ -227,7 +239,7 @@ def sections() -> Iterator[tuple[str, Record | None, str]]:
     yield "lengths", None, ""
     yield from nested("limits", record_of(DEPLOYMENT.fields["limits"].shape), "")
     yield "choices", None, ""
-    yield "choices.MODEL", MODEL_CHOICES, "Under the model's own name."
+    yield from nested("choices.MODEL", MODEL_CHOICES, "Under the model's own name.")
     yield from nested("schedule", record_of(DEPLOYMENT.fields["schedule"].shape), "Of a day whose traffic changes.")
 
 

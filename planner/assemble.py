@@ -7,7 +7,10 @@ from collections import Counter
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from planner.binding import binding_statements
+from planner.candidates.family import Family
 from planner.candidates.notes import option_notes
 from planner.cost.bound import role_work_s
 from planner.cost.energy import grams_co2, grams_co2_per_million_tokens
@@ -22,7 +25,9 @@ from planner.optimize.watts import watts_of
 from planner.optimize.whole_plan import admitted
 from planner.problem import Problem, longest_request
 from planner.schedule.slots import changes_over_time
-from planner.simulate import FleetResult, attainment
+from planner.simulate import BUSIEST_S, FleetResult, Workload, attainment
+from planner.simulate.model import places_of
+from planner.simulate.traffic.window import STAYS, window_s
 from planner.throughput import sustained_tokens_per_s, throughput_notes
 from specs.catalog import load_power
 from specs.deployment import SLO, resolved
@@ -37,7 +42,9 @@ from specs.plan import (
     Predictions,
     ReplicaGroup,
     ReplicaPlacement,
+    StageMachine,
 )
+from specs.profile import DeviceFacts, DeviceProfile
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 FEW_LONGEST = 2.0  # a cache that holds fewer of the longest request than this is small,
@@ -46,6 +53,23 @@ FEW_SEATS = 4.0  # as is one that fills with mean requests before one seat of so
 
 def assemble(problem: Problem, master: Master, decision: Decision, version: str) -> Plan:
     """The plan document of a decision. Raises `CapstanError` when its re-check finds a broken law."""
+    plan = certified(arranged(draft(problem, master, decision, version), problem.spec.hardware))
+    broken = [check for check in plan.certificate.checks if not check.holds]
+    if broken:
+        raise CapstanError(
+            "the plan failed its own re-check and is not given out: "
+            + "; ".join(f"{check.law}: {check.left:g} {check.relation} {check.right:g}" for check in broken)
+        )
+    return plan
+
+
+def certified(plan: Plan) -> Plan:
+    """The plan with every law of its re-check, whether it holds or not."""
+    return plan.model_copy(update={"certificate": plan.certificate.model_copy(update={"checks": recheck(plan)})})
+
+
+def draft(problem: Problem, master: Master, decision: Decision, version: str) -> Plan:
+    """The document of a decision before its nodes are arranged and its laws are checked."""
     with_headroom = problem.declared is not problem.workload
     problem = replace(problem, declared=admitted(problem.declared, decision.served))
     if with_headroom:  # planned with headroom: predictions are of the declared traffic
@@ -66,7 +90,7 @@ def assemble(problem: Problem, master: Master, decision: Decision, version: str)
     cost = _cost(problem, decision, predictions)
     discarded = discarded_configurations(problem, master, decision)
     maximised = problem.spec.objective.sense == "maximise"
-    plan = Plan(
+    return Plan(
         name=problem.spec.name,
         capstan=version,
         groups=groups,
@@ -104,28 +128,19 @@ def assemble(problem: Problem, master: Master, decision: Decision, version: str)
         power={name: load_power(facts.name) for name, facts in sorted(problem.facts.devices.items())},
         engines=dict(sorted(problem.facts.engines.items())),
     )
-    plan = arranged(plan, problem.spec.hardware)
-    checks = recheck(plan)
-    broken = [check for check in checks if not check.holds]
-    if broken:
-        raise CapstanError(
-            "the plan failed its own re-check and is not given out: "
-            + "; ".join(f"{check.law}: {check.left:g} {check.relation} {check.right:g}" for check in broken)
-        )
-    certificate = plan.certificate.model_copy(update={"checks": checks})
-    return plan.model_copy(update={"certificate": certificate})
 
 
 def _hands_over_to(item: Bought, decision: Decision) -> str | None:
-    """Of a prefill group: the decode group of its model, of which there is one."""
+    """Of a prefill group: the decode group that is stated, or the one of its model."""
     if item.role != "prefill":
         return None
     model = item.column.family.model
-    return next(
-        group_id(index)
+    decodes = {
+        other.column.family.key: group_id(index)
         for index, other in enumerate(decision.bought)
         if other.role == "decode" and other.column.family.model == model
-    )
+    }
+    return decodes.get(item.hands_over_to) or next(iter(decodes.values()))
 
 
 def _group(
@@ -141,6 +156,10 @@ def _group(
         hands_over_to=hands_over_to,
         pool=family.pool.name,
         device=family.device.name,
+        stages=tuple(
+            StageMachine(pool=pool.name, device=stage.device.name)
+            for pool, stage in zip(family.stage_pools, family.stage_devices, strict=True)
+        ),
         engine=family.engine.name,
         layout=family.layout,
         weights_dtype=family.weights_dtype,
@@ -157,27 +176,29 @@ def _group(
 def _predictions(problem: Problem, decision: Decision) -> Predictions:
     result, workload = decision.result, problem.declared
     order: dict[str, int] = {"measured": 0, "calibrated": 0, "borrowed": 1}
-    used = [item.column.family.profile for item in decision.bought]
+    used = [source for item in decision.bought for source in _sources(item.column.family)]
     weakest: Literal["measured", "borrowed", "calibrated"] = max(
-        (profile.confidence for profile in used), key=lambda confidence: order[confidence]
+        (profile.confidence for _, profile in used), key=lambda confidence: order[confidence]
     )
-    devices = {item.column.family.device.name: item.column.family for item in decision.bought}
-    sources = [borrowed_note(family.device, family.profile) for family in devices.values()]
+    devices = {device.name: (device, profile) for device, profile in used}
+    sources = [borrowed_note(*source) for source in devices.values()]
     for item in decision.bought:
         family = item.column.family
-        sources.append(unmeasured_note(family.device, family.profile, family.weights_dtype))
+        sources += [unmeasured_note(*source, family.weights_dtype) for source in _sources(family)]
     sources.append(margin_note(problem.facts.engines, problem.spec.limits.confidence))
     notes = [note for note in dict.fromkeys(sources) if note is not None]
     notes += [f"{window.request_class}: {note}" for window in problem.windows for note in window.notes]
+    notes += _short_window(problem)
     notes += throughput_notes(problem.spec)
     if changes_over_time(problem.spec):
         notes.append(
             "planned as if all windows were open at once and every rate at its peak; `capstan schedule` plans the day, "
             "and finds the best single plan for it"
         )
-    for index in range(len(decision.bought)):
-        notes += _small_cache(problem, decision, index)
-        notes += option_notes(problem.declared, decision.bought[index].column.family, group_id(index), index, result)
+    of_groups = _of_groups(problem, decision)
+    for index, (item, (own, sent)) in enumerate(zip(decision.bought, of_groups, strict=True)):
+        notes += _small_cache(problem, item, index, sent)
+        notes += option_notes(sent, item.column.family, group_id(index), index, own)
     notes += decision.notes
     if result.saturated:
         notes.append(
@@ -185,18 +206,21 @@ def _predictions(problem: Problem, decision: Decision) -> Predictions:
             f"{result.waiting[1]:,} requests wait for a first token (no limit is broken by that)"
         )
     return Predictions(
-        classes=tuple(_class_prediction(problem, result, name, decision.measured) for name in workload.classes),
+        classes=tuple(
+            _class_prediction(problem, result.at(places), workload.at(places), name, decision.measured)
+            for name, places in zip(workload.classes, workload.places, strict=True)
+        ),
         groups=tuple(
             GroupPrediction(
                 group=load.group,
-                utilisation=_work_share(problem, decision, index),
+                utilisation=_work_share(decision.bought[index], *of_groups[index]),
                 busy=result.utilisation(index),
                 kv_occupancy_peak=load.blocks_peak / load.num_blocks,
                 running_peak=load.running_peak,
                 preemptions=load.preemptions,
                 prompt_tokens_per_s=load.prompt_tokens_per_s,
                 output_tokens_per_s=load.output_tokens_per_s,
-                power_w=_group_power_w(problem, decision, index),
+                power_w=watts_of(*of_groups[index], index, decision.bought[index].column.family),
             )
             for index, load in enumerate(result.groups)
         ),
@@ -205,11 +229,35 @@ def _predictions(problem: Problem, decision: Decision) -> Predictions:
     )
 
 
-def _small_cache(problem: Problem, decision: Decision, index: int) -> list[str]:
+def _sources(family: Family) -> list[tuple[DeviceFacts, DeviceProfile]]:
+    """The devices of a family with the profiles that its step times come from."""
+    return [(stage.device, stage.profile) for stage in family.stage_devices] or [(family.device, family.profile)]
+
+
+def _short_window(problem: Problem) -> list[str]:
+    """Where so many requests come that fewer minutes than usual were simulated."""
+    if window_s(problem.spec, BUSIEST_S) >= BUSIEST_S:
+        return []
+    seconds = problem.windows[0].end_s - problem.windows[0].start_s
+    return [
+        f"simulated for {seconds:.0f} s, not {BUSIEST_S:.0f} s: {sum(item.requests for item in problem.windows):,} "
+        f"requests come in them, and {STAYS:g} mean stays of the requests that their limits let stay the longest"
+    ]
+
+
+def _of_groups(problem: Problem, decision: Decision) -> list[tuple[FleetResult, Workload]]:
+    """What was sent to each group, and what became of it."""
+    result, count = decision.result, len(decision.bought)
+    if result.decode_group_index is None or not (result.decode_group_index >= 0).any():
+        places = places_of(result.group_index, count)
+    else:
+        places = tuple(np.flatnonzero(result.had(index)) for index in range(count))
+    return [(result.at(own), problem.declared.at(own)) for own in places]
+
+
+def _small_cache(problem: Problem, item: Bought, index: int, sent: Workload) -> list[str]:
     """Warnings where a replica's KV cache holds few requests: the cache, not the seats, then decides what runs."""
-    item = decision.bought[index]
     variant = item.column.variant
-    sent = problem.declared.select(decision.result.had(index))
     if variant is None or len(sent) == 0:
         return []
     ranks = item.column.family.layout.attention_data_parallel
@@ -231,40 +279,34 @@ def _small_cache(problem: Problem, decision: Decision, index: int) -> list[str]:
     return found
 
 
-def _group_power_w(problem: Problem, decision: Decision, index: int) -> float:
-    """Mean watts of all devices of a group while it serves what was simulated."""
-    return watts_of(decision.result, problem.declared, index, decision.bought[index].column.family)
-
-
-def _work_share(problem: Problem, decision: Decision, index: int) -> float:
+def _work_share(bought: Bought, result: FleetResult, sent: Workload) -> float:
     """Share of the time of a group's replicas that its requests would take in the best batches."""
-    sent = problem.declared.select(decision.result.had(index))
-    bought, cached = decision.bought[index], decision.result.cached_tokens
     family = bought.column.family
     work_s = role_work_s(
         family.options.role,
         family.times,
         sent.prompt_tokens,
         sent.output_tokens,
-        cached_tokens=None if cached is None else cached[decision.result.had(index)],
+        cached_tokens=result.cached_tokens,
         speculation=family.options.speculation,
     )
-    return work_s / (bought.replicas * problem.declared.horizon_s)
+    return work_s / (bought.replicas * sent.horizon_s)
 
 
-def _class_prediction(problem: Problem, result: FleetResult, name: str, measured: frozenset[str]) -> ClassPrediction:
-    workload = problem.declared
-    mask = workload.of_class(name)
+def _class_prediction(
+    problem: Problem, result: FleetResult, workload: Workload, name: str, measured: frozenset[str]
+) -> ClassPrediction:
+    """Of the requests of one class, which are all that `result` and `workload` hold."""
     slo = next(traffic.slo for traffic in problem.spec.traffic if traffic.name == name) or SLO()
     asked = {limit.percentile for limit in slo.percentiles}
     if slo.attainment is not None:
         asked.add(100.0 * slo.attainment)
     percentiles = sorted({*PERCENTILES, *asked})
     met = attainment(result, workload, name, slo)
-    requests = int(mask.sum())
+    requests = len(workload)
 
     def table(metric: Literal["ttft", "tpot", "e2e"]) -> dict[str, float]:
-        values = {f"p{rank:g}": result.percentile_s(metric, rank, mask) for rank in percentiles}
+        values = {f"p{rank:g}": result.percentile_s(metric, rank) for rank in percentiles}
         return {key: value for key, value in values.items() if math.isfinite(value)}
 
     return ClassPrediction(
@@ -286,10 +328,9 @@ def _cost(problem: Problem, decision: Decision, predictions: Predictions) -> Cos
     working = rented = 0
     nodes: dict[str, int] = {}
     for pool in problem.spec.hardware.pools:
-        own = [item for item in decision.bought if item.column.family.pool.name == pool.name]
-        if not own:
+        used = sum(item.column.family.gpus_in(pool.name) * item.replicas for item in decision.bought)
+        if not used:
             continue
-        used = sum(item.column.family.gpus * item.replicas for item in own)
         if pool.rent == "node":
             nodes[pool.name] = decision.nodes[pool.name]
             paid = decision.nodes[pool.name] * pool.gpus_per_node

@@ -32,10 +32,10 @@ def _promises(problem: Problem, decision: Decision) -> Iterator[Binding]:
 
 
 def _slo(problem: Problem, decision: Decision, field: str, name: str, slo: SLO) -> Iterator[Binding]:
-    result, workload = decision.result, problem.declared
-    mask = workload.of_class(name)
+    places = problem.declared.places[problem.declared.classes.index(name)]
+    result, workload = decision.result.at(places), problem.declared.at(places)
     for limit in slo.percentiles:
-        reached = result.percentile_s(limit.metric, limit.percentile, mask)
+        reached = result.percentile_s(limit.metric, limit.percentile)
         if reached > limit.limit_s * (1 - NEAR):
             yield Binding(
                 statement=f"{field}: p{limit.percentile:g} {limit.metric.upper()}",
@@ -78,7 +78,7 @@ def _devices(decision: Decision, pool: PoolSpec) -> int:
     """Devices of a pool that are rented: whole nodes where they are billed so."""
     if pool.rent == "node" and pool.name in decision.nodes:
         return decision.nodes[pool.name] * pool.gpus_per_node
-    return sum(i.column.family.gpus * i.replicas for i in decision.bought if i.column.family.pool.name == pool.name)
+    return sum(item.column.family.gpus_in(pool.name) * item.replicas for item in decision.bought)
 
 
 def _limits(problem: Problem, decision: Decision, predictions: Predictions, cost: Cost) -> Iterator[Binding]:
@@ -92,7 +92,11 @@ def _limits(problem: Problem, decision: Decision, predictions: Predictions, cost
         yield Binding(statement="limits.budget", used=f"${paid:.2f}/h", limit=f"${budget:.2f}/h")
     if limits.power_w is not None:
         watts = {pool.name: pool.most_watts for pool in problem.template.pools}
-        most = sum(i.column.family.gpus * i.replicas * watts[i.column.family.pool.name] for i in decision.bought)
+        most = sum(
+            item.column.family.gpus_in(name) * item.replicas * most_w
+            for item in decision.bought
+            for name, most_w in watts.items()
+        )
         if most > limits.power_w * (1 - NEAR):
             yield Binding(
                 statement="limits.power", used=f"{most / 1000:.4g} kW", limit=f"{limits.power_w / 1000:.4g} kW"

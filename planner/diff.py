@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from planner.amounts import amount
-from planner.layout_words import group_options, layout_words
+from planner.layout_words import group_options, layout_words, stages_words
 from specs.plan import Plan, ReplicaGroup
 
 
@@ -47,16 +48,27 @@ def _name(group: ReplicaGroup) -> str:
     """What stays the same when limits and replica counts move."""
     role = "" if group.role == "unified" else f", {group.role}"
     return (
-        f"{group.model}{role} on {group.pool}, {group.engine} {layout_words(group.layout, always=('TP', 'PP'))} "
+        f"{group.model}{role} on {stages_words(group) or group.pool}, {group.engine} "
+        f"{layout_words(group.layout, always=('TP', 'PP'))} "
         f"{group.weights_dtype} KV {group.cache.kv_dtype}"
     )
 
 
+def _names(plan: Plan) -> dict[str, str]:
+    """What every group is called, by id; groups that are alike in all of that are told apart by their ids."""
+    names = {group.id: _name(group) for group in plan.groups}
+    alike = Counter(names.values())
+    return {group: name if alike[name] == 1 else f"{name} ({group})" for group, name in names.items()}
+
+
 def _decision(plan: Plan) -> dict[str, str]:
     found: dict[str, str] = {}
+    names = _names(plan)
     for group in plan.groups:
-        name = _name(group)
+        name = names[group.id]
         found[f"{name}: replicas"] = str(group.replicas)
+        if group.engine_version:
+            found[f"{name}: release"] = group.engine_version
         if group.hands_over_to is not None:
             found[f"{name}: hands over to"] = group.hands_over_to
         found[f"{name}: max sequences"] = str(group.limits.max_num_seqs)
@@ -65,7 +77,7 @@ def _decision(plan: Plan) -> dict[str, str]:
         found[f"{name}: KV blocks"] = str(group.cache.num_blocks)
         found[f"{name}: options"] = ", ".join(group_options(group)) or "none"
     for route in plan.routes:
-        found[f"route {route.request_class} to {_name(plan.group(route.group))}"] = f"{route.share:.1%}"
+        found[f"route {route.request_class} to {names[route.group]}"] = f"{route.share:.1%}"
     return found
 
 

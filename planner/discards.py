@@ -6,10 +6,10 @@ import math
 
 from planner.amounts import amount
 from planner.candidates.family import Family
-from planner.candidates.pricing import Bracket, Rung
-from planner.optimize.master import Decision, Master, alone
+from planner.candidates.rungs import Bracket, Rung
+from planner.optimize.master import Bought, Decision, Master, alone
 from planner.problem import Problem
-from specs.plan import Discarded, Limits
+from specs.plan import Configuration, Discarded, Limits
 
 
 def discarded_configurations(problem: Problem, master: Master, decision: Decision) -> tuple[Discarded, ...]:
@@ -37,7 +37,8 @@ def _why(family: Family, master: Master, decision: Decision) -> Discarded:
     bracket = master.brackets.get(f"{family.key}|{'+'.join(classes)}")
     if bracket is not None and (bracket.failed >= 0 or bracket.passed is not None):
         return _priced(bracket, master, decision)
-    hopeless = master.pricer.hopeless(family, classes)
+    # of a large fleet that would take longer than the search
+    hopeless = master.pricer.hopeless(family, classes) if master.pricer.sampled is None else ()
     if hopeless:
         return Discarded(
             configuration=family.configuration(),
@@ -73,16 +74,8 @@ def _priced(bracket: Bracket, master: Master, decision: Decision) -> Discarded:
             margin=1 - most,
         )
     replicas, value = found
-    paid = _value_of_model(master, decision, family.model)
-    return Discarded(
-        configuration=configuration,
-        reason=_against(value, paid),
-        detail=(
-            f"alone it takes at least {_replicas(replicas)}, {_amount(master, value)}, for {_amount(master, paid)}; "
-            f"{_failure(bracket)}"
-        ),
-        margin=value / paid - 1 if paid else None,
-    )
+    takes = f"alone it takes at least {_replicas(replicas)}, {_amount(master, value)}"
+    return _dear(configuration, value, takes, _failure(bracket), master, decision)
 
 
 def _never_priced(family: Family, master: Master, decision: Decision) -> Discarded:
@@ -108,21 +101,25 @@ def _never_priced(family: Family, master: Master, decision: Decision) -> Discard
             margin=load / max(1, family.most_replicas) - 1,
         )
     replicas, value = found
-    paid = _value_of_model(master, decision, family.model)
+    takes = f"even without queueing it takes {_replicas(replicas)} alone, {_amount(master, value)} (predicted)"
+    return _dear(configuration, value, takes, "never simulated, as the plan was proven without it", master, decision)
+
+
+def _dear(
+    configuration: Configuration, value: float, takes: str, note: str, master: Master, decision: Decision
+) -> Discarded:
+    """Of a configuration that `takes` so much alone, beside what the plan pays for its model."""
+    paid = _value_of_model(master, decision, configuration.model)
     return Discarded(
         configuration=configuration,
         reason=_against(value, paid),
-        detail=(
-            f"even without queueing it takes {_replicas(replicas)} alone, {_amount(master, value)} (predicted), for "
-            f"{_amount(master, paid)}; never simulated, as the plan was proven without it"
-        ),
+        detail=f"{takes}, for {_amount(master, paid)}; {note}",
         margin=value / paid - 1 if paid else None,
     )
 
 
 def _alone(family: Family, master: Master, share: float) -> tuple[int, float] | None:
-    pool = next(pool for pool in master.template.pools if pool.name == family.pool.name)
-    return alone(family, pool, share, master.template.quantity)
+    return alone(family, master.template.pools, share, master.template.quantity)
 
 
 def _amount(master: Master, value: float) -> str:
@@ -139,6 +136,10 @@ def _against(amount: float, value: float) -> str:
     return "tie" if amount > value * (1 - 1e-6) else "mix"
 
 
+def _devices_of(item: Bought, pool: str) -> int:
+    return item.column.family.gpus_in(pool) * item.replicas
+
+
 def _value_of_model(master: Master, decision: Decision, model: str) -> float:
     """What the plan pays for one model; whole nodes are charged to the models on them by devices."""
     if len(master.classes_of) == 1:
@@ -146,19 +147,12 @@ def _value_of_model(master: Master, decision: Decision, model: str) -> float:
     total = 0.0
     for pool in master.template.pools:
         weight = (pool.price or 0.0) if master.template.quantity == "cost" else 1.0
-        used = {
-            name: sum(
-                item.column.family.gpus * item.replicas
-                for item in decision.bought
-                if item.column.family.pool.name == pool.name and item.column.family.model == name
-            )
-            for name in master.classes_of
-        }
-        everyone = sum(used.values())
+        taken = [(item.column.family.model, _devices_of(item, pool.name)) for item in decision.bought]
+        everyone = sum(devices for _, devices in taken)
         if not everyone:
             continue
         paid = decision.nodes[pool.name] * pool.node_devices if pool.rent == "node" else everyone
-        total += weight * paid * used[model] / everyone
+        total += weight * paid * sum(devices for name, devices in taken if name == model) / everyone
     return total
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from planner.amounts import amount
 from planner.cost.margin import margin_note
-from planner.layout_words import group_options, layout_words
+from planner.layout_words import group_options, layout_words, pools_words, stages_words
 from specs.plan import Binding, Certificate, Discarded, Plan
 
 MOST_MISSES = 8
@@ -52,27 +52,14 @@ REASONS = {
     "node": "the replica does not fit the node",
     "layers": "more stages than layers",
     "pipeline": "the same devices do better without stages",
+    "spanning": "replicas over several pools are not planned in fleets this large",
     "dominated": "another type is at least as good in every respect on the same devices",
 }
 
 
 def explain(plan: Plan) -> Explanation:
     """The explanation of a plan."""
-    certificate = plan.certificate
-    quantity = plan.spec["objective"]["quantity"]
-    beyond = "above" if plan.spec["objective"]["sense"] == "maximise" else "below"
-    value, bound, priced = (
-        amount(quantity, figure) for figure in (certificate.value, certificate.bound, certificate.priced_bound)
-    )
-    summary = [
-        f"{certificate.objective}: {value}; no plan under this cost model is {beyond} {bound} "
-        f"(utilisation law, no queueing): gap {certificate.gap:.1%}",
-        f"at the loads that simulation allows each configuration, no mix is {beyond} {priced}: "
-        f"gap {certificate.priced_gap:.1%}{refuted_words(certificate)} ({certificate.solver}, "
-        f"{certificate.solver_status}; {certificate.columns} configurations, {certificate.simulations} simulations)",
-        f"{sum(check.holds for check in certificate.checks)} of {len(certificate.checks)} laws hold in the re-check "
-        "without the solver",
-    ]
+    summary = _of_stated(plan) if plan.certificate.is_stated else _of_chosen(plan)
     margin = margin_note(plan.engines, plan.spec["limits"]["confidence"])
     return Explanation(
         summary=(*summary, margin) if margin else tuple(summary),
@@ -81,6 +68,52 @@ def explain(plan: Plan) -> Explanation:
         nearest_misses=nearest_misses(plan),
         counts=plan.discarded_counts,
     )
+
+
+def _of_chosen(plan: Plan) -> list[str]:
+    certificate, (value, bound, priced), beyond = plan.certificate, _amounts(plan), _beyond(plan)
+    return [
+        f"{certificate.objective}: {value}; no plan under this cost model is {beyond} {bound} "
+        f"(utilisation law, no queueing): gap {certificate.gap:.1%}",
+        f"at the loads that simulation allows each configuration, no mix is {beyond} {priced}: "
+        f"gap {certificate.priced_gap:.1%}{refuted_words(certificate)} ({certificate.solver}, "
+        f"{certificate.solver_status}; {certificate.columns} configurations, {certificate.simulations} simulations)",
+        f"{sum(check.holds for check in certificate.checks)} of {len(certificate.checks)} laws hold in the re-check "
+        "without the solver",
+    ]
+
+
+def _of_stated(plan: Plan) -> list[str]:
+    """Of a deployment as it stands: its value, what is known of that, and every law that it breaks."""
+    certificate, (value, bound, _) = plan.certificate, _amounts(plan)
+    broken = [check for check in certificate.checks if not check.holds]
+    return [
+        f"as it stands: {value}; {stated_words(certificate, bound, _beyond(plan))}",
+        f"{len(certificate.checks) - len(broken)} of {len(certificate.checks)} laws hold in the re-check",
+        *(f"broken: {item.law}: {item.left:.6g} {item.relation} {item.right:.6g} does not hold" for item in broken),
+    ]
+
+
+def stated_words(certificate: Certificate, bound: str, beyond: str) -> str:
+    """What is known of the value of a deployment that was stated."""
+    if certificate.bound == 0.0:
+        return "stated, not searched; of its value nothing is proven"
+    return (
+        f"stated, not searched; no number of the same configurations is {beyond} {bound} under this cost model, even "
+        f"if nothing ever queued (gap {certificate.gap:.1%})"
+    )
+
+
+def _amounts(plan: Plan) -> tuple[str, str, str]:
+    """Value, bound and priced bound, each with its unit."""
+    certificate, quantity = plan.certificate, plan.spec["objective"]["quantity"]
+    figures = (certificate.value, certificate.bound, certificate.priced_bound)
+    value, bound, priced = (amount(quantity, figure) for figure in figures)
+    return value, bound, priced
+
+
+def _beyond(plan: Plan) -> str:
+    return "above" if plan.spec["objective"]["sense"] == "maximise" else "below"
 
 
 def refuted_words(certificate: Certificate) -> str:
@@ -104,23 +137,24 @@ def nearest_misses(plan: Plan, most: int = MOST_MISSES) -> tuple[Discarded, ...]
     )
     for item in ranked:
         where = item.configuration
-        nearest.setdefault((where.model, where.pool, f"{where.role} {layout_words(where)}"), item)
+        nearest.setdefault((where.model, pools_words(where), f"{where.role} {layout_words(where)}"), item)
     return tuple(nearest.values())[:most]
 
 
 def _pool(plan: Plan, pool: dict[str, object]) -> PoolVerdict:
     name, device = str(pool["name"]), str(pool["device"])
-    used = sum(group.layout.gpus * group.replicas for group in plan.groups if group.pool == name)
+    used = sum(group.gpus_by_pool.get(name, 0) * group.replicas for group in plan.groups)
     if used:
-        groups = [group for group in plan.groups if group.pool == name]
-        text = "chosen: " + ", ".join(
+        groups = [group for group in plan.groups if name in group.gpus_by_pool]
+        text = ("stands: " if plan.certificate.is_stated else "chosen: ") + ", ".join(
             ("" if group.role == "unified" else f"{group.role} ")
             + f"{group.replicas} x {layout_words(group.layout)} {group.weights_dtype}"
+            + (f", {stages_words(group)}" if group.stages else "")
             + "".join(f", {option}" for option in group_options(group))
             for group in groups
         )
         return PoolVerdict(name, device, used, text)
-    own = [item for item in plan.discarded if item.configuration.pool == name]
+    own = [item for item in plan.discarded if name in (item.configuration.pool, *item.configuration.stage_pools)]
     for reason in SAID_FIRST:
         found = [item for item in own if item.reason == reason]
         if found:
@@ -130,7 +164,8 @@ def _pool(plan: Plan, pool: dict[str, object]) -> PoolVerdict:
                 name,
                 device,
                 0,
-                f"{REASONS[reason]}; best: {layout_words(layout, always=('TP', 'PP'))} {layout.weights_dtype}: "
+                f"{REASONS[reason]}; best: {layout_words(layout, always=('TP', 'PP'))} {layout.weights_dtype}"
+                f"{f', {stages_words(layout)}' if layout.stage_pools else ''}: "
                 f"{best.detail}",
             )
     return PoolVerdict(name, device, 0, "no configuration was allowed here by `choices`")

@@ -9,7 +9,7 @@ import numpy as np
 
 from planner.candidates.experts import MeasuredExperts, mixtures
 from planner.cost.energy import limit_w
-from planner.cost.margin import step_margin
+from planner.cost.margin import Margin, margin_of
 from planner.network.reach import port_in_pool
 from specs.architecture import Architecture, load_architecture
 from specs.catalog import load_device, load_engine, load_power, load_profile
@@ -38,7 +38,7 @@ class Facts:
     engines: dict[str, EngineProfile]
     hardware: HardwareSpec
     expert_loads: dict[str, MeasuredExperts]  # by model, where the spec names a file of them
-    margins: dict[str, float]  # by engine: what steps are planned to take, in multiples of what is predicted
+    margins: dict[str, Margin]  # by engine: what is planned with, in multiples of what is predicted
     drafts: dict[str, Architecture] = field(default_factory=dict)  # by model: what drafts for it, where a model does
 
     def device_of(self, pool: PoolSpec) -> DeviceFacts:
@@ -83,10 +83,10 @@ def load_facts(spec: DeploymentSpec, base_dir: str | Path, machine: Machine | No
         with _at(f"hardware.pools[{index}]"):
             if pool.power_cap_w is not None:
                 limit_w(device, load_power(device.name), pool.power_cap_w)  # says where it stops all work
-    engines: dict[str, EngineProfile] = {name: load_engine(name) for name in spec.choices.engine}
+    engines: dict[str, EngineProfile] = {name: load_engine(name) for name in spec.engines}
     if machine is not None:
         engines |= {engine.name: engine for engine in machine.engines if engine.name in engines}
-    margins = {name: step_margin(engine, spec.limits.confidence) for name, engine in engines.items()}
+    margins = {name: margin_of(engine, spec.limits.confidence) for name, engine in engines.items()}
     return Facts(architectures, devices, profiles, engines, spec.hardware, measured, margins, drafts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.candidates.pricing import decisive
+from planner.candidates.screens import decisive
 from planner.facts import Facts
 from planner.optimize.programme import Pool, Programme
 from planner.optimize.whole_plan import availability_of

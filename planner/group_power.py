@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.latency import latency_of
 from planner.cost.operations import operations
 from planner.cost.serving_power import Served, serving_power_w
+from planner.cost.unlike_stages import StageDevice, parts, stage_operations
 from planner.simulate import FleetResult, Workload
 from specs.architecture import Architecture
 from specs.document import DType
@@ -28,14 +31,32 @@ def group_power_w(
     power: PowerProfile,
     power_cap_w: float | None = None,
     speculation: Speculation | None = None,
+    stages: Sequence[tuple[StageDevice, PowerProfile]] = (),
 ) -> float:
-    """Watts of all devices of replica group `group` together, a mean over the arrival window. `device`: in its pool."""
+    """Watts of all devices of replica group `group` together, a mean over the arrival window. `device`: in its pool.
+
+    `stages`: what each pipeline stage stands on, where that differs; `device` and what follows are then not used.
+    """
     load = result.groups[group]
     replicas = len(load.busy_s)
     horizon_s = workload.horizon_s * replicas  # of all replicas, one after the other
     computed, outputs, contexts = _served(result, workload, group)
     busy_s, more = min(sum(load.busy_s), horizon_s), decoded_per_token(speculation)
     served = Served(computed, outputs, load.steps, busy_s, horizon_s, contexts, more)
+    if stages:
+        watts = sum(
+            serving_power_w(
+                stage_operations(architecture, layout, weights_dtype, kv_dtype, stage, part),
+                1,
+                architecture.window_tokens,
+                served,
+                stage.device,
+                its_power,
+                None if stage.cap is None else stage.cap.watts,
+            )
+            for part, (stage, its_power) in zip(parts(layout), stages, strict=True)
+        )
+        return watts * layout.tensor_parallel * layout.attention_data_parallel * replicas
     every = operations(architecture, layout, weights_dtype, kv_dtype, device, profile, latency_of(device, profile))
     watts = serving_power_w(
         every, layout.pipeline_parallel, architecture.window_tokens, served, device, power, power_cap_w

@@ -32,6 +32,24 @@ def layout_words(layout: Layouted, *, always: tuple[str, ...] = ("TP",), between
     return between.join(f"{name} {size}" for name, size in sizes.items() if size > 1 or name in always)
 
 
+def pools_words(where: ReplicaGroup | Configuration) -> str:
+    """`old + new`: the pools that a replica takes devices of, in the order of its stages."""
+    stages = [stage.pool for stage in where.stages] if isinstance(where, ReplicaGroup) else where.stage_pools
+    return " + ".join(dict.fromkeys(stages)) or where.pool
+
+
+def stages_words(where: ReplicaGroup | Configuration) -> str:
+    """`53 layers on old, 27 on new`: of stages in several pools; empty for others."""
+    if isinstance(where, ReplicaGroup):
+        pools, layers = [stage.pool for stage in where.stages], where.layout.pipeline_stages
+    else:
+        pools, layers = list(where.stage_pools), where.pipeline_stages
+    if not pools or not layers:
+        return ""
+    each = [f"{count} on {pool}" for count, pool in zip(layers, pools, strict=True)]
+    return ", ".join([each[0].replace(" on ", " layers on ", 1), *each[1:]])
+
+
 def group_options(group: ReplicaGroup) -> tuple[str, ...]:
     """The options of a group that are not neutral."""
     speculation = group.scheduling.speculation

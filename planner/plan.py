@@ -11,6 +11,7 @@ from planner.assemble import assemble
 from planner.facts import Machine
 from planner.problem import pose
 from specs.deployment import DeploymentSpec
+from specs.errors import NoPlanError
 from specs.plan import Plan
 
 
@@ -48,6 +49,14 @@ def plan_and_search(
     After `time_limit_s` nothing is improved any more: the first certified plan is taken, and its certificate says so.
     """
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+    if spec.choices.stated.keys() >= spec.models.keys():
+        return _stated(spec, base_dir, seed=seed, progress=progress, version=version, machine=machine)
+    if spec.choices.stated:
+        from planner.stated.beside import planned_beside
+
+        return planned_beside(
+            spec, base_dir, seed=seed, progress=progress, version=version, machine=machine, deadline=deadline
+        )
     progress("reading models, devices and traffic")
     problem = pose(spec, base_dir, seed=seed, machine=machine)
     found = solved(problem, progress, deadline=deadline)
@@ -58,3 +67,26 @@ def plan_and_search(
 
         raise explain_conflict(problem, progress)
     return assemble(found.problem, found.master, found.decision, version), found
+
+
+def _stated(
+    spec: DeploymentSpec,
+    base_dir: str | Path,
+    *,
+    seed: int,
+    progress: Callable[[str], None],
+    version: str,
+    machine: Machine | None,
+) -> tuple[Plan, Solved]:
+    """The deployment that `spec` states, where it keeps every promise; `NoPlanError` names those that it breaks."""
+    from planner.stated.estimate import estimate
+
+    found = estimate(spec, base_dir, seed=seed, progress=progress, version=version, machine=machine)
+    if found.broken:
+        raise NoPlanError(
+            "the stated deployment does not keep every promise; `capstan estimate` shows what it does",
+            conflict=found.broken,
+            mends=found.mends,
+        )
+    standing = found.standing
+    return found.plan, Solved(standing.problem, standing.problem, standing.master, standing.decision)

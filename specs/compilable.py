@@ -37,7 +37,7 @@ def refuse_uncompilable(spec: DeploymentSpec, base_dir: str | Path) -> None:
     """`NotHonouredError` for a model that no choice of layout or types makes a program of, where engine capstan is the
     only one allowed: it names the model's config and the key in it.
     """
-    if spec.choices.engine != ("capstan",):
+    if spec.engines != ("capstan",):
         return
     for name, model in spec.models.items():
         field, source = f"models.{name}.architecture", model.architecture

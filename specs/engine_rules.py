@@ -21,7 +21,14 @@ _HOST_TIER = ("vllm",)
 _ORDERS = {"vllm": ("fcfs", "priority")}
 
 Capability = Literal[
-    "adapters", "prefix_caching", "host_tier", "speculation", "priority", "attention_data_parallel", "disaggregation"
+    "adapters",
+    "prefix_caching",
+    "host_tier",
+    "speculation",
+    "priority",
+    "attention_data_parallel",
+    "disaggregation",
+    "unlike_stages",
 ]
 # What the planner lets a replica of an engine do, beyond what every engine does.
 _CAPABILITIES: Mapping[str, frozenset[Capability]] = {
@@ -34,6 +41,7 @@ _CAPABILITIES: Mapping[str, frozenset[Capability]] = {
             "priority",
             "attention_data_parallel",
             "disaggregation",
+            "unlike_stages",
         )
     ),
     "sglang": frozenset(("adapters", "prefix_caching", "speculation", "attention_data_parallel", "disaggregation")),

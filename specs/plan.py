@@ -6,9 +6,18 @@ with, and names traces by path and sha256. Timings of the planner itself are pri
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_serializer,
+    model_validator,
+)
+from pydantic import SerializerFunctionWrapHandler as Handler
 
 from specs.document import Document, DType, Frozen
 from specs.profile import DeviceFacts, DeviceProfile, EngineProfile, PowerProfile
@@ -106,8 +115,16 @@ class DeviceSlot(Frozen):
     device: NonNegativeInt
 
 
+class StageMachine(Frozen):
+    """Where one pipeline stage of every replica of a group stands."""
+
+    pool: str
+    device: str
+
+
 class ReplicaPlacement(Frozen):
-    """Devices of one replica in rank order: stage by stage, tensor-parallel ranks together."""
+    """Devices of one replica in rank order: stage by stage, tensor-parallel ranks together. Each slot is in the pool of
+    its stage: that of the group, or the one that `ReplicaGroup.stages` names."""
 
     slots: tuple[DeviceSlot, ...]
 
@@ -122,15 +139,17 @@ class ExpertPlacement(Frozen):
 
 
 class ReplicaGroup(Frozen):
-    """Equal replicas of one configuration in one pool."""
+    """Equal replicas of one configuration, in one pool or with stages in several."""
 
     id: str
     model: str
     role: Literal["unified", "prefill", "decode"] = "unified"
     hands_over_to: str | None = None  # of a prefill group: the decode group that its requests go on in
-    pool: str
+    pool: str  # of the first stage
     device: str
+    stages: tuple[StageMachine, ...] = ()  # by pipeline stage, where they stand in several pools; (): all in `pool`
     engine: Literal["vllm", "sglang", "trtllm", "capstan"]
+    engine_version: str = ""  # stated; "": the one that `Plan.engines` describes
     layout: Layout
     weights_dtype: DType
     limits: Limits
@@ -142,6 +161,40 @@ class ReplicaGroup(Frozen):
     placement: tuple[ReplicaPlacement, ...]
     carries: dict[str, PositiveFloat] = Field(default_factory=dict)  # by class: share of its traffic that one replica
     # carries within every SLO (priced by simulation); {} in plans made before it was kept
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: Handler) -> dict[str, Any]:
+        return _without_empty(handler(self), "stages", "engine_version")
+
+    @model_validator(mode="after")
+    def _every_stage_stands_somewhere(self) -> Self:
+        if self.stages and len(self.stages) != self.layout.pipeline_parallel:
+            raise ValueError(f"{len(self.stages)} stages are named, the layout has {self.layout.pipeline_parallel}")
+        if self.stages and self.stages[0] != StageMachine(pool=self.pool, device=self.device):
+            raise ValueError("the first of `stages` is not on the group's own pool and device")
+        return self
+
+    @property
+    def machines(self) -> tuple[StageMachine, ...]:
+        """Pool and device of every pipeline stage."""
+        return self.stages or (StageMachine(pool=self.pool, device=self.device),) * self.layout.pipeline_parallel
+
+    @property
+    def gpus_by_pool(self) -> dict[str, int]:
+        """Devices that one replica takes of each pool, in the order of the stages."""
+        ranks = self.layout.tensor_parallel * self.layout.attention_data_parallel
+        taken: dict[str, int] = {}
+        for machine in self.machines:
+            taken[machine.pool] = taken.get(machine.pool, 0) + ranks
+        return taken
+
+    def places(self, replica: ReplicaPlacement) -> tuple[tuple[str, DeviceSlot], ...]:
+        """The devices of one of its replicas, each with its pool, in rank order."""
+        if not self.stages:
+            return tuple((self.pool, slot) for slot in replica.slots)
+        ranks = self.layout.tensor_parallel * self.layout.attention_data_parallel
+        last = len(self.stages) - 1  # of slots beyond the ranks, which no plan should have
+        return tuple((self.stages[min(index // ranks, last)].pool, slot) for index, slot in enumerate(replica.slots))
 
 
 class Route(Frozen):
@@ -181,10 +234,15 @@ class GroupPrediction(Frozen):
     busy: float  # share of the time in which the busiest replica runs anything at all
     kv_occupancy_peak: float
     running_peak: NonNegativeInt
+    running_mean: NonNegativeFloat | None = None  # sequences in service on one replica; None: of a chosen group
     preemptions: NonNegativeInt
     prompt_tokens_per_s: float
     output_tokens_per_s: float
     power_w: NonNegativeFloat | None = None  # mean of all devices of the group; None in plans made before it was kept
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: Handler) -> dict[str, Any]:
+        return _without_empty(handler(self), "running_mean")
 
 
 class Predictions(Frozen):
@@ -267,7 +325,7 @@ class Certificate(Frozen):
     priced_bound: float  # no mix of the configurations can be better at the loads that simulation allows them
     priced_gap: NonNegativeFloat
     solver: str
-    solver_status: str  # true status: "optimal", "time limit", ...
+    solver_status: str  # true status: "optimal", "time limit", ...; "stated": nothing was searched
     columns: NonNegativeInt
     simulations: NonNegativeInt
     refuted: NonNegativeInt = 0  # better mixes that did not keep every promise when they were simulated whole
@@ -276,6 +334,11 @@ class Certificate(Frozen):
     multiple: PositiveFloat = 1.0  # of the declared traffic, at which the plan was made and is predicted
     windows: tuple[SimulatedWindow, ...]
     fresh: FreshSeeds | None = None  # None: not tested
+
+    @property
+    def is_stated(self) -> bool:
+        """Whether the plan is a deployment as it stands: nobody searched for another, and it may break promises."""
+        return self.solver_status == "stated"
 
 
 class Configuration(Frozen):
@@ -298,6 +361,17 @@ class Configuration(Frozen):
     host_blocks: NonNegativeInt = 0
     draft_tokens: NonNegativeInt = 0  # of speculative decoding; 0: none
     order: str = "fcfs"
+    stage_pools: tuple[str, ...] = ()  # by pipeline stage, where they stand in several pools; (): all in `pool`
+    pipeline_stages: tuple[PositiveInt, ...] = ()  # layers of each of these
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: Handler) -> dict[str, Any]:
+        return _without_empty(handler(self), "stage_pools", "pipeline_stages")
+
+
+def _without_empty(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The record without those of its optional fields that say nothing: plans without them stay as they were."""
+    return {name: value for name, value in values.items() if value or name not in names}
 
 
 class Discarded(Frozen):

@@ -159,11 +159,12 @@ class EngineProfile(Document):
     batch_wait_steps: NonNegativeInt = 0  # that a prompt waits for company, unless the token budget is full
     releases: tuple[EngineRelease, ...] = ()  # oldest first
     step_error: dict[str, PositiveFloat] = Field(default_factory=dict)  # "90%": measured / predicted seconds of a step
+    first_token_error: dict[str, PositiveFloat] = Field(default_factory=dict)  # the same of TTFT, of such longer steps
     sources: dict[str, str]
 
-    @field_validator("step_error")
+    @field_validator("step_error", "first_token_error")
     @classmethod
-    def _check_step_error(cls, ratios: dict[str, float]) -> dict[str, float]:
+    def _check_errors(cls, ratios: dict[str, float]) -> dict[str, float]:
         """Names are percentages below 100 %, from the median on; names and ratios ascend."""
         shares = [quantile_share(name) for name in ratios]
         if shares and (shares[0] != 0.5 or shares[-1] >= 1.0 or any(a >= b for a, b in pairwise(shares))):

@@ -251,7 +251,7 @@ def plan_of(groups: tuple[ReplicaGroup, ...], routes: tuple[Route, ...], **chang
     """A whole plan around the groups; predictions and certificate are placeholders of the right form."""
     models = sorted({group.model for group in groups})
     classes = sorted({route.request_class for route in routes})
-    pools = {group.pool: group.device for group in groups}
+    pools = {stage.pool: stage.device for group in groups for stage in group.machines}
     gpus = sum(group.replicas * group.layout.gpus for group in groups)
     plan = Plan(
         name="fixture",
@@ -331,7 +331,8 @@ def plan_of(groups: tuple[ReplicaGroup, ...], routes: tuple[Route, ...], **chang
         },
         traffic_folder=".",
         architectures={model: CONFIGS[model][1] for model in models},
-        devices={"h100-sxm": device()},
+        devices={"h100-sxm": device()}
+        | {each.device: device(each.device) for group in groups for each in group.stages},
         profiles={"h100-sxm": load_profile("h100-sxm")},
         engines={"vllm": engine()},
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from capstan.commands.estimate_spec import is_spec, run_estimate_spec
 from capstan.table_files import Columns, read_table_file
 from specs.errors import InputError
 
@@ -23,28 +25,36 @@ def run_estimate_command(
     points: Path | None,
     operators: Path | None,
     device: str | None,
-    output: Path,
+    output: Path | None,
     json_output: bool,
     profile: Path | None,
     explain: int | None,
     client: str | None,
 ) -> None:
     """The form that the arguments ask for. `InputError` where they ask for both or none, or do not go together."""
+    if points is not None and operators is None and is_spec(points):
+        _refuse((("--device", device), ("--client", client)), "is not of a spec", "POINTS.csv or --operators with it")
+        run_estimate_spec(points, output, json_output, profile, explain)
+        return
+    if output is None:
+        raise InputError("is missing: a table is written", field="--output", expected="-o predicted.csv")
     if (points is None) == (operators is None):
         raise InputError("one table is needed", field="POINTS", expected="POINTS.csv or --operators TABLE")
     if operators is not None:
-        for name, given in (("--explain", explain), ("--client", client)):
-            if given is not None:
-                raise InputError("is of points", field=name, expected="POINTS.csv")
+        _refuse((("--explain", explain), ("--client", client)), "is of points", "POINTS.csv")
         run_estimate(operators, device, output, json_output, profile)
         return
     from capstan.commands.estimate_points import run_estimate_points
 
-    for name, value in (("--device", device), ("--profile", profile)):
-        if value is not None:
-            raise InputError("is of --operators: a point names its GPU", field=name)
+    _refuse((("--device", device), ("--profile", profile)), "is of --operators: a point names its GPU")
     assert points is not None
     run_estimate_points(points, output, json_output, explain, client)
+
+
+def _refuse(options: Iterable[tuple[str, object]], message: str, expected: str | None = None) -> None:
+    for name, value in options:
+        if value is not None:
+            raise InputError(message, field=name, expected=expected)
 
 
 def run_estimate(

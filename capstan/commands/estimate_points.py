@@ -11,9 +11,10 @@ from capstan.table_files import Columns, read_table_file
 from specs.errors import InputError, nearest_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from planner.estimate import Client, Prediction
+    from planner.estimate.explain import Phase
 
 APPENDED = ("predicted_ttft_ms", "predicted_tpot_ms", "predicted_output_tokens_per_s", "confidence", "note")
 NEEDED = ("model", "gpu", "engine", "isl", "osl", "concurrency")
@@ -70,7 +71,7 @@ def run_estimate_points(
         if of:
             print(f"{name.upper()}: median error {100 * of['p50']:.1f} %, p90 {100 * of['p90']:.1f} %")
     if explain is not None:
-        _show(rows[explain - 1], sender)
+        show_phases(_explained(rows[explain - 1], sender), WAITING)
 
 
 def _client(name: str | None) -> Client:
@@ -140,6 +141,11 @@ def _explained(row: Mapping[str, object], client: Client) -> list[dict[str, obje
     point = Point.read(row)
     deployment = deployment_of(point)
     engine = load_engine(deployment.engine).at(deployment.engine_version)
+    return phases_json(explain_point(point, deployment, engine, client))
+
+
+def phases_json(phases: Iterable[Phase]) -> list[dict[str, object]]:
+    """Plain JSON: milliseconds of every phase, by part."""
     return [
         {
             "phase": phase.name,
@@ -150,7 +156,7 @@ def _explained(row: Mapping[str, object], client: Client) -> list[dict[str, obje
                 for part in phase.parts
             ],
         }
-        for phase in explain_point(point, deployment, engine, client)
+        for phase in phases
     ]
 
 
@@ -160,16 +166,17 @@ WAITING = {
 }
 
 
-def _show(row: Mapping[str, object], client: Client) -> None:
+def show_phases(phases: Iterable[Mapping[str, object]], waiting: Mapping[str, str]) -> None:
+    """A table for each phase; `waiting`: what the rest of each is called."""
     from capstan.console import out, table
 
-    for phase in _explained(row, client):
+    for phase in phases:
         total = float(str(phase["total_ms"]))
         shown = table(
             f"{phase['phase']}: {total:.3g} ms", ("part", "kind", "times", "ms", "share"), ("times", "ms", "share")
         )
         parts: list[dict[str, object]] = [*phase["parts"]]  # type: ignore[misc]
-        parts.append({"name": WAITING[str(phase["phase"])], "kind": "", "count": 0, "ms": phase["waiting_ms"]})
+        parts.append({"name": waiting[str(phase["phase"])], "kind": "", "count": 0, "ms": phase["waiting_ms"]})
         for part in parts:
             milliseconds = float(str(part["ms"]))
             times = str(part["count"] or "")

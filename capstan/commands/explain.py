@@ -91,14 +91,20 @@ def _solved_again(plan: Plan, file: Path) -> Solved:
 
 
 def _misses(found: Explanation) -> Table:
-    from planner.layout_words import configuration_options, layout_words
+    from planner.layout_words import configuration_options, layout_words, pools_words, stages_words
 
     made = table("nearest misses", ("pool", "layout", "weights, KV", "why not", "figures"))
     for miss in found.nearest_misses:
         where = miss.configuration
         made.add_row(
-            where.pool,
-            "\n".join([layout_words(where, always=("TP", "PP")), *configuration_options(where)]),
+            pools_words(where),
+            "\n".join(
+                [
+                    layout_words(where, always=("TP", "PP")),
+                    *configuration_options(where),
+                    *filter(None, [stages_words(where)]),
+                ]
+            ),
             f"{where.weights_dtype.value}, {where.kv_dtype.value}",
             miss.reason if miss.margin is None else f"{miss.reason} {miss.margin:+.0%}",
             miss.detail,

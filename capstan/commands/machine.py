@@ -77,12 +77,12 @@ def with_engine(machine: Machine | None, path: Path, spec: DeploymentSpec) -> Ma
     from specs.profile import EngineProfile
 
     engine = EngineProfile.read(path)
-    if engine.name not in spec.choices.engine:
+    if engine.name not in spec.engines:
         raise InputError(
             f"is a profile of {engine.name!r}, which the spec does not plan for",
             file=str(path),
             field="name",
-            expected=" or ".join(spec.choices.engine),
+            expected=" or ".join(spec.engines),
         )
     if machine is None:  # the first pool's device stays as the catalogue has it
         name = spec.hardware.pools[0].device

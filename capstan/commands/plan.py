@@ -46,6 +46,8 @@ def run_plan(
     refuse_unwritable(output)
     answers = answers or Answers()
     answers.check()
+    if answers.asked:
+        _refuse_stated(spec)
     started = time.perf_counter()
     plan, found = plan_and_search(spec, seed, profile, engine_profile, _time_limit_s(time_limit))
     # relative to the plan, so that both may be moved together and the bytes do not depend on the current folder
@@ -67,6 +69,15 @@ def run_plan(
     if engines <= {"vllm", "sglang"}:
         to = engines.pop() if len(engines) == 1 else "kubernetes"
         console.print(f"      capstan export {output} --to {to} -o deploy/", markup=False)
+
+
+def _refuse_stated(spec: Path) -> None:
+    """`InputError` where the replicas of a model are stated: no other plans are looked for."""
+    from specs.deployment.stated import refuse_stated
+
+    loaded = read_spec(spec)
+    with at_its_line(loaded):
+        refuse_stated(loaded.spec, "this question")
 
 
 def _time_limit_s(written: str | None) -> float | None:
@@ -158,7 +169,7 @@ def groups_table(plan: Plan) -> Table:
 
 
 def _many_groups(plan: Plan) -> Table:
-    from planner.layout_words import group_options, layout_words
+    from planner.layout_words import group_options, layout_words, pools_words
 
     made = table("what to run", ("group", "model", "replicas", "on", "weights, KV", "utilisation"))
     loads = {load.group: load for load in plan.predictions.groups}
@@ -169,7 +180,7 @@ def _many_groups(plan: Plan) -> Table:
             group.id,
             group.model,
             f"{group.replicas} x {role}{layout_words(group.layout)}{options}",
-            group.pool,
+            pools_words(group),
             f"{group.weights_dtype}, {group.cache.kv_dtype}",
             f"{loads[group.id].utilisation:.0%}",
         )
@@ -184,18 +195,18 @@ def _rest(made: Table, count: int, nouns: str) -> None:
 
 
 def _group_rows(plan: Plan, group: ReplicaGroup, load: GroupPrediction) -> Iterator[tuple[str, str]]:
-    from planner.layout_words import group_options, layout_words
+    from planner.layout_words import group_options, layout_words, stages_words
 
     layout, limits, cache = group.layout, group.limits, group.cache
-    nodes = len({slot.node for replica in group.placement for slot in replica.slots})
-    stages = f", stages of {', '.join(map(str, layout.pipeline_stages))} layers" if layout.pipeline_parallel > 1 else ""
+    cut = stages_words(group) or f"{', '.join(map(str, layout.pipeline_stages))} layers"
+    stages = f", stages of {cut}" if layout.pipeline_parallel > 1 else ""
     yield "model", group.model
     if len(plan.spec["traffic"]) > 1:
         yield "requests", _shares(plan, group.id)
     if any(other.role != "unified" for other in plan.groups):
         yield "role", group.role if group.hands_over_to is None else f"{group.role}, for {group.hands_over_to}"
     yield "engine", group.engine
-    yield "hardware", f"{layout.gpus * group.replicas} x {group.device} on {count_text(nodes, 'node')} of {group.pool}"
+    yield "hardware", " + ".join(_hardware(group))
     yield "replicas", f"{group.replicas} of {count_text(layout.gpus, _noun(plan, group))}"
     yield "layout", layout_words(layout, always=("TP", "PP"), between=", ") + stages
     if any(group_options(other) for other in plan.groups):
@@ -208,6 +219,14 @@ def _group_rows(plan: Plan, group: ReplicaGroup, load: GroupPrediction) -> Itera
     yield "utilisation", f"{load.utilisation:.0%} of the best batches' capacity"
     yield "at the peak", f"{count_text(load.running_peak, 'sequence')}, {load.kv_occupancy_peak:.0%} of the blocks"
     yield "preemptions", f"{load.preemptions:,}"
+
+
+def _hardware(group: ReplicaGroup) -> Iterator[str]:
+    """`4 x l40s on 1 node of new`, for each pool that the group takes devices of."""
+    devices = {stage.pool: stage.device for stage in group.machines}
+    for pool, gpus in group.gpus_by_pool.items():
+        nodes = {slot.node for replica in group.placement for name, slot in group.places(replica) if name == pool}
+        yield f"{gpus * group.replicas} x {devices[pool]} on {count_text(len(nodes), 'node')} of {pool}"
 
 
 def _shares(plan: Plan, group_id: str) -> str:
@@ -347,7 +366,7 @@ def _energy(cost: Cost) -> Iterator[str]:
 
 def _proof(plan: Plan, noun: str) -> Iterator[tuple[str, str]]:
     from planner.amounts import amount as amount_text
-    from planner.explain import refuted_words
+    from planner.explain import refuted_words, stated_words
 
     certificate = plan.certificate
 
@@ -356,6 +375,10 @@ def _proof(plan: Plan, noun: str) -> Iterator[tuple[str, str]]:
 
     beyond = "above" if plan.spec["objective"]["sense"] == "maximise" else "below"
     holding = sum(check.holds for check in certificate.checks)
+    if certificate.is_stated:
+        yield "proof", stated_words(certificate, amount(certificate.bound), beyond)
+        yield "", f"{holding} of {len(certificate.checks)} laws hold in the re-check"
+        return
     yield (
         "proof",
         f"gap {certificate.priced_gap:.1%}: no mix of the {count_text(certificate.columns, 'configuration')} is "
@@ -389,15 +412,15 @@ def _errors_text(plan: Plan) -> str:
     from planner.cost.latency import kernel_errors
 
     found = []
-    for group in plan.groups:
-        pool = next(pool for pool in plan.spec["hardware"]["pools"] if pool["name"] == group.pool)
-        profile = plan.profiles[pool["device"]]
-        errors = kernel_errors(plan.devices[pool["device"]], profile)
+    pools = {pool["name"]: pool["device"] for pool in plan.spec["hardware"]["pools"]}
+    for stage in dict.fromkeys(stage for group in plan.groups for stage in group.machines):
+        device = pools[stage.pool]
+        errors = kernel_errors(plan.devices[device], plan.profiles[device])
         if not errors:
-            found.append(f"{group.device} unknown")
+            found.append(f"{stage.device} unknown")
             continue
         low, high = min(errors.values()), max(errors.values())
-        found.append(f"{group.device} {low:.0%}" + (f" to {high:.0%}" if f"{high:.0%}" != f"{low:.0%}" else ""))
+        found.append(f"{stage.device} {low:.0%}" + (f" to {high:.0%}" if f"{high:.0%}" != f"{low:.0%}" else ""))
     if not found:
         return ""
     return "; median error of single kernels, by family, on held-out rows: " + ", ".join(dict.fromkeys(found))

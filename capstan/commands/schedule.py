@@ -112,8 +112,8 @@ def _what_runs(plan: Plan) -> str:
     """`2 x 4 h100 + 1 x l40s`: replicas by devices and pool."""
     parts = []
     for group in plan.groups:
-        devices = f"{group.layout.gpus} " if group.layout.gpus > 1 else ""
-        parts.append(f"{group.replicas} x {devices}{group.pool}")
+        each = [f"{gpus} {pool}" if gpus > 1 else pool for pool, gpus in group.gpus_by_pool.items()]
+        parts.append(f"{group.replicas} x " + (each[0] if len(each) == 1 else f"({' + '.join(each)})"))
     return " + ".join(parts)
 
 

@@ -31,7 +31,7 @@ def run_validate(spec: Path, json_output: bool) -> None:
         problem = pose(loaded.spec, loaded.base_dir)
     document = in_effect(problem)
     warn_of_quantised_names(loaded.spec, {name: item.config for name, item in problem.facts.architectures.items()})
-    booting = Counter(family.model for family in problem.families)
+    booting = Counter(family.model for family in (*problem.families, *(item.family for item in problem.stated)))
     for name in loaded.spec.models:
         if not booting[name]:
             warn(f"models.{name} boots on none of the declared devices; `capstan plan {spec}` says why")

@@ -20,7 +20,7 @@ from codegen.exports.checkpoint import (
 )
 from specs.architecture import load_architecture, weight_bytes_per_rank
 from specs.document import DType
-from specs.engine_rules import rules_not_followed
+from specs.engine_rules import capable, rules_not_followed
 from specs.errors import InputError, nearest_names
 from specs.handoffs import check_handoffs
 from specs.plan import Plan, ReplicaGroup
@@ -79,7 +79,10 @@ def _engine(group: ReplicaGroup, engines: tuple[str, ...]) -> None:
         message = f"this version exports groups of engine {' and '.join(map(repr, EXPORTED))}, not {group.engine!r}"
         raise _broken("engine", group, "engine", message)
     message = f"the group is planned for {group.engine}, whose limits and times are not those of {engines[0]}"
-    expected = f"`--to {group.engine}`, or a plan made with `choices: {{engine: {engines[0]}}}`"
+    expected = (
+        f"`--to {group.engine}`, `--to kubernetes` where engines differ, "
+        f"or a plan made with `choices: {{engine: {engines[0]}}}`"
+    )
     raise _broken("engine", group, "engine", message, expected)
 
 
@@ -96,13 +99,25 @@ def _role(plan: Plan, group: ReplicaGroup) -> None:
         raise _broken("role", group, "hands_over_to", f"{other.id} runs {other.engine}, not {group.engine}")
 
 
+def _stages(plan: Plan, group: ReplicaGroup) -> None:
+    """Stages on unlike machines: of engines whose documents say how they share memory out over them."""
+    if group.stages and not capable(group.engine, "unlike_stages"):
+        message = f"{group.engine} is not known to run the stages of one replica on unlike machines"
+        raise _broken("stages", group, "stages", message, "replicas that stand in one pool each")
+
+
 def _device(plan: Plan, group: ReplicaGroup) -> None:
-    device = plan.devices.get(group.device)
+    for name in dict.fromkeys(stage.device for stage in group.machines):
+        _runs_on(plan, group, name)
+
+
+def _runs_on(plan: Plan, group: ReplicaGroup, name: str) -> None:
+    device = plan.devices.get(name)
     if device is None:
         raise InputError(
-            f"{group.device!r} is not among the plan's devices (rule: device)",
+            f"{name!r} is not among the plan's devices (rule: device)",
             field=f"groups.{group.id}.device",
-            nearest=nearest_names(group.device, plan.devices),
+            nearest=nearest_names(name, plan.devices),
         )
     if device.vendor not in engine_table(group.engine).images:
         raise _broken(
@@ -113,9 +128,7 @@ def _device(plan: Plan, group: ReplicaGroup) -> None:
         ("cache.kv_dtype", group.cache.kv_dtype, device.kv_dtypes),
     ):
         if dtype not in allowed:
-            raise _broken(
-                "dtype", group, field, f"{group.device} does not support {dtype}", ", ".join(str(d) for d in allowed)
-            )
+            raise _broken("dtype", group, field, f"{name} does not support {dtype}", ", ".join(str(d) for d in allowed))
 
 
 def _pool(plan: Plan, group: ReplicaGroup) -> None:
@@ -126,12 +139,13 @@ def _pool(plan: Plan, group: ReplicaGroup) -> None:
         for pool in (pools if isinstance(pools, list) else ())
         if isinstance(pool, Mapping)
     }
-    own = devices.get(group.pool)
-    if own is None:
-        raise _broken("pool", group, "pool", f"the plan's spec has no pool {group.pool!r}")
-    facts = plan.devices.get(own)
-    if group.device != own and (facts is None or facts.name != group.device):
-        raise _broken("pool", group, "device", f"is {group.device!r}, and pool {group.pool!r} holds {own!r}", own)
+    for stage in dict.fromkeys(group.machines):
+        own = devices.get(stage.pool)
+        if own is None:
+            raise _broken("pool", group, "pool", f"the plan's spec has no pool {stage.pool!r}")
+        facts = plan.devices.get(own)
+        if stage.device != own and (facts is None or facts.name != stage.device):
+            raise _broken("pool", group, "device", f"is {stage.device!r}, and pool {stage.pool!r} holds {own!r}", own)
 
 
 def _weights(plan: Plan, group: ReplicaGroup) -> None:
@@ -352,6 +366,7 @@ def _adapters(plan: Plan, group: ReplicaGroup) -> None:
 
 GROUP_RULES: tuple[Callable[[Plan, ReplicaGroup], None], ...] = (
     _role,
+    _stages,
     _device,
     _pool,
     _weights,
@@ -377,14 +392,14 @@ def _devices_used_once(plan: Plan) -> None:
     users: dict[tuple[str, int, int], str] = {}
     for group in plan.groups:
         for index, replica in enumerate(group.placement):
-            for slot in replica.slots:
-                place = (group.pool, slot.node, slot.device)
+            for pool, slot in group.places(replica):
+                place = (pool, slot.node, slot.device)
                 if place in users:
                     raise _broken(
                         "placement",
                         group,
                         f"placement.{index}",
-                        f"device {slot.device} of node {slot.node} in pool {group.pool!r} is taken by {users[place]}",
+                        f"device {slot.device} of node {slot.node} in pool {pool!r} is taken by {users[place]}",
                     )
                 users[place] = f"{group.id} replica {index}"
 
@@ -419,6 +434,9 @@ def _version_notes(plan: Plan) -> tuple[str, ...]:
     notes = []
     for engine in sorted({group.engine for group in plan.groups}):
         table, profile = engine_table(engine), plan.engines.get(engine)
+        stated = sorted({group.engine_version for group in plan.groups if group.engine == engine} - {"", table.version})
+        if stated:
+            notes.append(f"Groups run {engine} {', '.join(stated)}; the arguments and images are of {table.version}.")
         if profile is not None and profile.version.removeprefix("v") != table.version:
             notes.append(
                 f"The plan was made with the profile of {engine} {profile.version}; the arguments are those of "

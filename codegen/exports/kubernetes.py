@@ -101,9 +101,9 @@ def kubernetes_export(plan: Plan) -> Export:
 
 def _refuse(group: ReplicaGroup, arguments: EngineArguments) -> None:
     for index, placement in enumerate(group.placement):
-        if len(nodes_of(placement)) > 1:
+        if len(nodes_of(group, placement)) > 1:
             raise InputError(
-                f"spans {len(nodes_of(placement))} machines, and this version writes one pod per replica",
+                f"spans {len(nodes_of(group, placement))} machines, and this version writes one pod per replica",
                 field=f"groups.{group.id}.placement.{index}",
                 expected="a replica inside one machine; `--to vllm` writes commands for several",
             )

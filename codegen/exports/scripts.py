@@ -30,7 +30,7 @@ class Launch:
     """One command of one machine: a whole replica, or its part on that machine."""
 
     replica: int
-    node: int
+    place: str  # what the script is told where it runs
     devices: str  # CUDA_VISIBLE_DEVICES
     address: str  # of the machine
     port: int
@@ -50,9 +50,22 @@ class Started:
     launches: tuple[Launch, ...]
 
     @property
-    def by_node(self) -> dict[int, list[Launch]]:
-        nodes = sorted({launch.node for launch in self.launches})
-        return {node: [launch for launch in self.launches if launch.node == node] for node in nodes}
+    def by_node(self) -> dict[str, list[Launch]]:
+        """By what the group's script is told on a machine: its number, or its pool and its number."""
+        nodes = {node for replica in self.group.placement for node in nodes_of(self.group, replica)}
+        pools = list(self.group.gpus_by_pool)
+        places = [place_of(self.group, *node) for node in sorted(nodes, key=lambda node: (pools.index(node[0]), node))]
+        return {place: [launch for launch in self.launches if launch.place == place] for place in places}
+
+    @property
+    def pools(self) -> str:
+        """`"old"`, or `"old" and "new"`."""
+        return " and ".join(f'"{pool}"' for pool in self.group.gpus_by_pool)
+
+    @property
+    def devices(self) -> str:
+        """Kinds of devices, in the order of the stages."""
+        return " and ".join(dict.fromkeys(stage.device for stage in self.group.machines))
 
     @property
     def servers(self) -> list[Launch]:
@@ -85,7 +98,7 @@ def scripts_export(plan: Plan, engine: Engine) -> Export:
     ]
     files["nginx.conf"] = nginx_configuration(plan, upstreams, routes, port=ROUTER_PORT)
     notes = [f"{item.group.id}: {note}" for item in started for note in item.arguments.notes]
-    notes += handover_notes(plan, engine)
+    notes += [*handover_notes(plan, engine), *stage_notes(plan)]
     files["README.md"] = _readme(plan, engine, started, {names[each]: ports[each] for each in handovers}, routes, notes)
     return Export(engine.name, files, tuple(notes))
 
@@ -171,15 +184,33 @@ def handover_notes(plan: Plan, engine: Engine) -> list[str]:
     return notes
 
 
-def machine(plan: Plan, group: ReplicaGroup, node: int) -> str:
-    """Host name of a machine of the group's pool; the plan knows machines only by number."""
-    machines = {(each.pool, slot.node) for each in plan.groups for replica in each.placement for slot in replica.slots}
-    return "127.0.0.1" if len(machines) == 1 else f"{safe_name(group.pool)}-{node}"
+def stage_notes(plan: Plan) -> list[str]:
+    """What to know of replicas whose stages stand on unlike machines."""
+    if not any(group.stages for group in plan.groups):
+        return []
+    return [
+        "Stages of one replica stand on machines of several pools: start the group's script on each of them, with one "
+        "version of the engine and one checkpoint. Hidden states cross by NCCL: set NCCL_SOCKET_IFNAME where machines "
+        "have several networks.",
+        "Every stage chooses its own attention backend, by its device; the number of KV blocks is stated, so that it "
+        "is the same in all stages.",
+    ]
 
 
-def nodes_of(placement: ReplicaPlacement) -> tuple[int, ...]:
-    """Machines of a replica in the order of its ranks, each once."""
-    return tuple(dict.fromkeys(slot.node for slot in placement.slots))
+def machine(plan: Plan, pool: str, node: int) -> str:
+    """Host name of a machine of a pool; the plan knows machines only by number."""
+    machines = {node for group in plan.groups for replica in group.placement for node in nodes_of(group, replica)}
+    return "127.0.0.1" if len(machines) == 1 else f"{safe_name(pool)}-{node}"
+
+
+def nodes_of(group: ReplicaGroup, placement: ReplicaPlacement) -> tuple[tuple[str, int], ...]:
+    """Machines (pool, number) of a replica in the order of its ranks, each once."""
+    return tuple(dict.fromkeys((pool, slot.node) for pool, slot in group.places(placement)))
+
+
+def place_of(group: ReplicaGroup, pool: str, node: int) -> str:
+    """What the group's script calls a machine: its number, with the pool where the group stands in several."""
+    return f"{safe_name(pool)}-{node}" if group.stages else str(node)
 
 
 def _launches(
@@ -192,34 +223,36 @@ def _launches(
     serial: int,
 ) -> list[Launch]:
     """The commands of replica `index` of the group, `serial` of the plan: one per machine, the first one serves."""
-    nodes = nodes_of(placement)
+    nodes = nodes_of(group, placement)
     port = FIRST_REPLICA_PORT + serial
     side_port = FIRST_SIDE_PORT + SIDE_PORTS * placement.slots[0].device
     if len(nodes) > 1:
         _refuse_uneven(engine, group, index, placement, nodes)
     launches = []
-    for rank, node in enumerate(nodes):
-        address = machine(plan, group, node)
+    for rank, (pool, node) in enumerate(nodes):
+        address = machine(plan, pool, node)
         own, environment = engine.handover(group, side_port, address)
         options = [*([("port", port)] if rank == 0 else []), *own]
         if len(nodes) > 1:
-            joint = Joint(rank, len(nodes), machine(plan, group, nodes[0]), FIRST_MASTER_PORT + serial)
+            joint = Joint(rank, len(nodes), machine(plan, *nodes[0]), FIRST_MASTER_PORT + serial)
             options += engine.joint(joint)
         whole = arguments.with_options(*options)
         extra = tuple(word for words in whole.pairs()[len(arguments.options) :] for word in words)
-        devices = ",".join(str(slot.device) for slot in placement.slots if slot.node == node)
-        launches.append(Launch(index, node, devices, address, port, side_port, rank == 0, extra, environment))
+        own_slots = (slot for name, slot in group.places(placement) if (name, slot.node) == (pool, node))
+        devices = ",".join(str(slot.device) for slot in own_slots)
+        place = place_of(group, pool, node)
+        launches.append(Launch(index, place, devices, address, port, side_port, rank == 0, extra, environment))
     return launches
 
 
 def _refuse_uneven(
-    engine: Engine, group: ReplicaGroup, index: int, placement: ReplicaPlacement, nodes: tuple[int, ...]
+    engine: Engine, group: ReplicaGroup, index: int, placement: ReplicaPlacement, nodes: tuple[tuple[str, int], ...]
 ) -> None:
     """Engines give every machine of a replica the same number of consecutive ranks; others cannot be kept."""
     share, rest = divmod(len(placement.slots), len(nodes))
     in_order = tuple(node for node in nodes for _ in range(share))
     field = f"groups.{group.id}.placement.{index}"
-    if rest or tuple(slot.node for slot in placement.slots) != in_order:
+    if rest or tuple((pool, slot.node) for pool, slot in group.places(placement)) != in_order:
         raise InputError(
             f"spreads over machines unevenly: {engine.name} gives each machine equally many consecutive ranks",
             field=field,

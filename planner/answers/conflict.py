@@ -20,6 +20,7 @@ from planner.optimize.decision import Decision
 from planner.plan_simulation.traffic import at_rate
 from planner.problem import Problem
 from specs.deployment import DeploymentSpec
+from specs.engine_rules import capable
 from specs.errors import InputError, NoPlanError
 
 # Simulations to find the statements in conflict, how much traffic can be served, and the mends of statements.
@@ -76,6 +77,9 @@ def _homeless(problem: Problem, model: str, progress: Progress) -> NoPlanError:
         progress(f"what if {pool.name} held more")
         if (count := _count_to_boot(problem, model, index)) is not None:
             mends.append(f"hardware.pools[{index}] {pool.name}: count: {count} {ONLY_BOOTS}")
+    progress("what if stages stood in several pools")
+    if over := _pools_to_boot_over(problem, model):
+        mends.append(f"choices.{model}.stages_over: {listed(over)} {ONLY_BOOTS}")
     message = f"models.{model} boots on none of the declared devices{detail}"
     return NoPlanError(message, tuple(found), tuple(mends))
 
@@ -84,7 +88,7 @@ def _pins_to_boot(problem: Problem, model: str, progress: Progress) -> tuple[lis
     """The pins without any one of which the model boots; or all of them, where they have to give way together."""
     spec = problem.spec
     pinned = spec.choices.of(model)
-    pins = list(pinned.model_dump(exclude_none=True))
+    pins = [name for name in pinned.model_dump(exclude_none=True) if name != "stages_over"]
 
     def boots_without(names: list[str]) -> bool:
         progress(f"what if choices.{model} left open: {', '.join(names)}")
@@ -99,6 +103,22 @@ def _pins_to_boot(problem: Problem, model: str, progress: Progress) -> tuple[lis
     if alone or len(pins) < 2 or not boots_without(pins):
         return alone, False
     return pins, True
+
+
+def _pools_to_boot_over(problem: Problem, model: str) -> tuple[str, ...]:
+    """All pools, where the stages of one replica may stand in several of them and the model then boots."""
+    spec, pinned = problem.spec, problem.spec.choices.of(model)
+    over = tuple(pool.name for pool in spec.hardware.pools)
+    planned = spec.objective.quantity not in ("energy", "carbon") and not spec.limits.survive_node_failures
+    able = any(capable(engine, "unlike_stages") for engine in spec.choices.engine)
+    if len(over) < 2 or pinned.stages_over or not planned or not able or spec.choices.disaggregation == "always":
+        return ()
+    own = pinned.model_copy(update={"stages_over": over})
+    choices = spec.choices.model_copy(update={"models": {**spec.choices.models, model: own}})
+    try:
+        return over if _boots(changed(problem, spec.model_copy(update={"choices": choices})), model) else ()
+    except InputError:
+        return ()
 
 
 def _count_to_boot(problem: Problem, model: str, index: int) -> int | None:

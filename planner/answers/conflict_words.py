@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from planner.layout_words import pools_words
 from planner.optimize.decision import Decision
 from planner.optimize.parts import slot_gpus
 from planner.problem import Problem
@@ -35,8 +36,8 @@ def nearest_miss(problem: Problem, model: str) -> str | None:
     best = min(misses, key=distance)
     where = best.configuration
     return (
-        f"{where.pool} with TP {where.tensor_parallel}, PP {where.pipeline_parallel}, {where.weights_dtype} weights, "
-        f"{where.kv_dtype} KV: {best.detail}"
+        f"{pools_words(where)} with TP {where.tensor_parallel}, PP {where.pipeline_parallel}, "
+        f"{where.weights_dtype} weights, {where.kv_dtype} KV: {best.detail}"
     )
 
 
@@ -49,21 +50,25 @@ def devices(decision: Decision, pool: PoolSpec) -> int:
     """Devices of a pool that a decision takes, whole nodes where they are rented so."""
     if pool.name in decision.nodes:
         return decision.nodes[pool.name] * pool.gpus_per_node
-    own = [item for item in decision.bought if item.column.family.pool.name == pool.name]
-    return math.ceil(sum(slot_gpus(i.column.family.gpus, pool.gpus_per_node) * i.replicas for i in own) - 1e-9)
+    own = [(item.column.family.gpus_in(pool.name), item.replicas) for item in decision.bought]
+    return math.ceil(sum(slot_gpus(gpus, pool.gpus_per_node) * count for gpus, count in own if gpus) - 1e-9)
 
 
 def rented(decision: Decision, pool: PoolSpec) -> int:
     """Devices of a pool that are paid for."""
     if pool.rent == "node":
         return devices(decision, pool)
-    return sum(i.column.family.gpus * i.replicas for i in decision.bought if i.column.family.pool.name == pool.name)
+    return sum(item.column.family.gpus_in(pool.name) * item.replicas for item in decision.bought)
 
 
 def most_watts(decision: Decision, problem: Problem) -> float:
     """What the devices at work may draw."""
     watts = {pool.name: pool.most_watts for pool in problem.template.pools}
-    return sum(i.column.family.gpus * i.replicas * watts[i.column.family.pool.name] for i in decision.bought)
+    return sum(
+        item.column.family.gpus_in(name) * item.replicas * most
+        for item in decision.bought
+        for name, most in watts.items()
+    )
 
 
 def gpus(decision: Decision, model: str) -> int:
@@ -81,7 +86,7 @@ def chosen(decision: Decision, model: str, name: str) -> str:
         family, variant = item.column.family, item.column.variant
         places: tuple[Any, ...] = (family.layout, variant.limits if variant else None, family.options)
         if name == "pool":
-            values.append(family.pool.name)
+            values += [pool.name for pool in family.pools]
         else:
             values.append(next((getattr(place, name) for place in places if hasattr(place, name)), "auto"))
     return listed(dict.fromkeys(values))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from planner.cost.margin import step_margin
+from planner.cost.margin import margin_of
 from planner.facts import load_facts
 from planner.plan_simulation.traffic import planned_seed, trace_folder
 from planner.problem import Problem, pose
 from specs.deployment import DeploymentSpec, refuse_unhonoured
+from specs.deployment.stated import refuse_stated
 from specs.plan import Plan
 
 
@@ -20,6 +21,7 @@ def problem_of(plan: Plan, beside: Path) -> Problem:
     """
     spec = DeploymentSpec.model_validate(plan.spec)
     refuse_unhonoured(spec)
+    refuse_stated(spec, "this question")
     folder = trace_folder(plan, spec, beside)
     models = {
         name: model.model_copy(update={"architecture": plan.architectures[name]}) for name, model in spec.models.items()
@@ -30,6 +32,6 @@ def problem_of(plan: Plan, beside: Path) -> Problem:
         devices=dict(plan.devices),
         profiles=dict(plan.profiles),
         engines=dict(plan.engines),
-        margins={name: step_margin(engine, spec.limits.confidence) for name, engine in plan.engines.items()},
+        margins={name: margin_of(engine, spec.limits.confidence) for name, engine in plan.engines.items()},
     )
     return pose(spec, folder, seed=planned_seed(plan), facts=facts)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from planner.answers.resolve import without
 from planner.candidates.family import Family
 from planner.candidates.pricing import Pricer
+from planner.cost.margin import Margin
 from planner.problem import Problem
 from planner.simulate import Workload, requirements
 from specs.deployment import SLO
@@ -24,12 +25,12 @@ class Floors:
     """Least latencies of one workload, as quantiles."""
 
     workload: Workload
-    _quantiles: dict[tuple[str, float, str, str, float], float] = field(default_factory=dict)
+    _quantiles: dict[tuple[str, Margin, str, str, float], float] = field(default_factory=dict)
 
     def kept(self, problem: Problem) -> Problem | None:
         """The problem without configurations that no load keeps in its limits; None where a model has none left."""
         pricer = problem.master().pricer
-        margins = max(problem.facts.margins.values(), default=1.0)
+        margins = max(problem.facts.margins.values(), default=Margin())
 
         def hopeless(family: Family) -> bool:
             return any(
@@ -42,14 +43,14 @@ class Floors:
         models = {family.model for family in (*left.families, *left.role_families)}
         return left if models >= set(problem.spec.models) else None
 
-    def _breaks(self, pricer: Pricer, family: Family, margin: float, name: str, slo: SLO) -> bool:
+    def _breaks(self, pricer: Pricer, family: Family, margin: Margin, name: str, slo: SLO) -> bool:
         return any(
             self._quantile(pricer, family, margin, name, metric, requirement.share) > limit_s
             for requirement in requirements(slo)
             for metric, limit_s in requirement.thresholds
         )
 
-    def _quantile(self, pricer: Pricer, family: Family, margin: float, name: str, metric: str, share: float) -> float:
+    def _quantile(self, pricer: Pricer, family: Family, margin: Margin, name: str, metric: str, share: float) -> float:
         """What all but 1 - `share` of the requests of a class take at the least."""
         key = (family.key, margin, name, metric, share)
         if key not in self._quantiles:

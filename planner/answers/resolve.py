@@ -7,12 +7,12 @@ what the first search knew of a configuration, so an answer costs a few solves a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from planner.candidates.family import Family
-from planner.candidates.pricing import Bracket
-from planner.cost.margin import step_margin
+from planner.candidates.rungs import Bracket
+from planner.cost.margin import Margin, margin_of
 from planner.decide import decided
 from planner.optimize.master import Decision, Master
 from planner.problem import Problem, frame, pose
@@ -91,8 +91,8 @@ def sources(spec: DeploymentSpec) -> tuple[TrafficClass, ...]:
     return tuple(traffic.model_copy(update={"slo": None}) for traffic in spec.traffic)
 
 
-def _margins(problem: Problem, spec: DeploymentSpec) -> dict[str, float]:
-    return {name: step_margin(engine, spec.limits.confidence) for name, engine in problem.facts.engines.items()}
+def _margins(problem: Problem, spec: DeploymentSpec) -> dict[str, Margin]:
+    return {name: margin_of(engine, spec.limits.confidence) for name, engine in problem.facts.engines.items()}
 
 
 def _same_candidates(problem: Problem, spec: DeploymentSpec) -> bool:
@@ -102,7 +102,8 @@ def _same_candidates(problem: Problem, spec: DeploymentSpec) -> bool:
         return False
     if old.hardware.model_copy(update={"pools": spec.hardware.pools}) != spec.hardware:
         return False
-    waiting = {item.configuration.pool for item in problem.dropped if item.reason == "inventory"}
+    short = [item.configuration for item in problem.dropped if item.reason == "inventory"]
+    waiting = {pool for where in short for pool in (where.pool, *where.stage_pools)}
     for before, after in zip(old.hardware.pools, spec.hardware.pools, strict=True):
         if _as_rented(before) != _as_rented(after) or after.count < before.count:
             return False
@@ -123,8 +124,8 @@ def _moved(problem: Problem, spec: DeploymentSpec) -> Problem:
         spec=spec,
         facts=replace(problem.facts, hardware=spec.hardware),
         template=frame(spec, problem.facts, problem.declared),
-        families=tuple(_in_pool(family, pools[family.pool.name]) for family in problem.families),
-        role_families=tuple(_in_pool(family, pools[family.pool.name]) for family in problem.role_families),
+        families=tuple(_in_pools(family, pools) for family in problem.families),
+        role_families=tuple(_in_pools(family, pools) for family in problem.role_families),
     )
 
 
@@ -137,9 +138,12 @@ def without(problem: Problem, unwanted: Callable[[Family], bool]) -> Problem:
     )
 
 
-def _in_pool(family: Family, pool: PoolSpec) -> Family:
-    """The family in its pool as it is now; its step times are worked out at most once."""
-    return family if family.pool == pool else replace(family, pool=pool, table=lambda: family.times)
+def _in_pools(family: Family, pools: Mapping[str, PoolSpec]) -> Family:
+    """The family in its pools as they are now; its step times are worked out at most once."""
+    pool, stages = pools[family.pool.name], tuple(pools[stage.name] for stage in family.stage_pools)
+    if (family.pool, family.stage_pools) == (pool, stages):
+        return family
+    return replace(family, pool=pool, stage_pools=stages, table=lambda: family.times)
 
 
 def _with_known_times(posed: Problem, known: Problem) -> Problem:

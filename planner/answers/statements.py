@@ -141,7 +141,7 @@ def _budget(spec: DeploymentSpec, search: Search, stated: float) -> Statement:
     pools = {pool.name: pool for pool in spec.hardware.pools}
 
     def used(decision: Decision) -> str:
-        paid = {item.column.family.pool.name for item in decision.bought}
+        paid = {pool.name for item in decision.bought for pool in item.column.family.pools}
         usd = sum(rented(decision, pools[name]) * (pools[name].usd_per_hour or 0.0) for name in paid)
         return f"limits.budget: ${math.ceil(usd * 100 - 1e-6) / 100:.2f}/h"
 
@@ -217,7 +217,7 @@ def _confidence(spec: DeploymentSpec, search: Search, stated: float) -> Statemen
 def _pins(spec: DeploymentSpec, search: Search) -> Iterator[Statement]:
     for model, choices in spec.choices.models.items():
         for name, values in choices.model_dump().items():
-            if values is None or values == ():
+            if values is None or values == () or name == "stages_over":  # which allows more, not less
                 continue
             freed = choices.model_copy(update={name: None})
             relaxed = with_section(spec, "choices", models={**spec.choices.models, model: freed})

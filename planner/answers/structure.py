@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.candidates.family import Family
-from planner.layout_words import configuration_options, layout_words
+from planner.layout_words import configuration_options, layout_words, pools_words, stages_words
 from planner.optimize.decision import Decision
 
 
 @dataclass(frozen=True, order=True)
 class Element:
-    """Replicas of one model in one pool with one engine, layout and role: what makes plans different ones."""
+    """Replicas of one model in one pool, or over several, with one engine, layout and role: what plans differ in."""
 
     model: str
     pool: str
@@ -30,7 +30,9 @@ class Element:
 
 def element_of(family: Family) -> Element:
     """What replicas of `family` count as."""
-    return Element(family.model, family.pool.name, family.options.role, family.engine.name, layout_words(family.layout))
+    where = family.configuration()
+    layout = ", ".join(filter(None, (layout_words(family.layout), stages_words(where))))
+    return Element(family.model, pools_words(where), family.options.role, family.engine.name, layout)
 
 
 Replicas = Mapping[tuple[Element, str], int]  # by element and details

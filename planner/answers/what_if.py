@@ -38,7 +38,7 @@ def what_if(
     """One answer for each question that applies to a decided problem; `at` is told how many of them are answered."""
     if own.decision is None:
         return ()
-    used = frozenset(item.column.family.pool.name for item in own.decision.bought)
+    used = frozenset(pool.name for item in own.decision.bought for pool in item.column.family.pools)
     questions = changes(own.asked, used)
     answers = []
     for index, question in enumerate(questions):
@@ -99,39 +99,42 @@ def gap(decision: Decision) -> float:
 
 def _better(again: Solved, own: Decision) -> Decision | None:
     """The plan that was found, or the own one where that is as good and satisfies the changed spec, too."""
-    found, template = again.decision, again.problem.template
-    value = _worth(own, template)
+    template = again.problem.template
     if template.budget is not None and _worth(own, replace(template, quantity="cost")) > template.budget * (1 + EQUAL):
-        return found
-    if found is None:
-        return replace(own, value=value, status="not proven again")
-    maximises = again.problem.spec.objective.sense == "maximise"
-    better = found.value < value * (1 - EQUAL) if not maximises else found.value > value * (1 + EQUAL)
-    if better:
-        return found
-    bound = max(found.priced_bound, value) if maximises else min(found.priced_bound, value)
-    return replace(own, value=value, priced_bound=bound, status=found.status)
+        return again.decision
+    return _preferred(again, replace(own, value=_worth(own, template)))
 
 
 def _kept(again: Solved, own: Decision) -> Decision | None:
     """The plan that was found, or the own one where that is no worse and keeps the changed promises, too."""
-    found, master = again.decision, again.master
-    maximises = again.problem.spec.objective.sense == "maximise"
-    if found is not None:
-        gain = (found.value - own.value) * (1.0 if maximises else -1.0)
-        if gain > EQUAL * abs(own.value):
-            return found
-    if own.served:
-        return found
+    if own.served or _gains(again, own):
+        return again.decision
+    master = again.master
     whole = WholePlan(own.bought, own.routes, own.placement, again.problem.spec.hardware, master.pricer.router)
     judged = master.judgement(whole, {})
     if judged.broken:
-        return found
-    own = replace(own, result=judged.result, fresh=judged.fresh, notes=judged.notes)
+        return again.decision
+    return _preferred(again, replace(own, result=judged.result, fresh=judged.fresh, notes=judged.notes))
+
+
+def _preferred(again: Solved, own: Decision) -> Decision | None:
+    """The plan that was found where it is better than the own one, which satisfies the changed spec, too."""
+    found = again.decision
     if found is None:
         return replace(own, status="not proven again")
+    if _gains(again, own):
+        return found
+    maximises = again.problem.spec.objective.sense == "maximise"
     bound = max(found.priced_bound, own.value) if maximises else min(found.priced_bound, own.value)
     return replace(own, priced_bound=bound, status=found.status)
+
+
+def _gains(again: Solved, own: Decision) -> bool:
+    """Whether the plan that was found is better than the own one."""
+    if again.decision is None:
+        return False
+    gain = again.decision.value - own.value
+    return (gain if again.problem.spec.objective.sense == "maximise" else -gain) > EQUAL * abs(own.value)
 
 
 def _worth(decision: Decision, template: Programme) -> float:
@@ -140,8 +143,7 @@ def _worth(decision: Decision, template: Programme) -> float:
         return decision.value
     usd = 0.0
     for pool in template.pools:
-        own = [item for item in decision.bought if item.column.family.pool.name == pool.name]
-        devices = sum(item.column.family.gpus * item.replicas for item in own)
+        devices = sum(item.column.family.gpus_in(pool.name) * item.replicas for item in decision.bought)
         if pool.rent == "node":
             devices = decision.nodes.get(pool.name, 0) * pool.node_devices
         usd += (pool.price or 0.0) * devices

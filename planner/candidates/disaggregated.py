@@ -180,6 +180,7 @@ class Part:
     variant: Variant
     replicas: int
     slots: tuple[DeviceSlot, ...]
+    hands_over_to: str = ""  # key of the decode family, where that is stated
 
     @property
     def role(self) -> str:
@@ -212,11 +213,12 @@ def whole_fleet(
 
 
 def target_of(part: Part, parts: Iterable[Part]) -> Part | None:
-    """The decode group that a prefill group hands over to; None for others."""
+    """The decode group that a prefill group hands over to; None for others. Where the stated one is gone, another."""
     if part.role != "prefill":
         return None
     model = part.variant.family.model
-    return next(other for other in parts if other.role == "decode" and other.variant.family.model == model)
+    decodes = [other for other in parts if other.role == "decode" and other.variant.family.model == model]
+    return next((other for other in decodes if other.variant.family.key == part.hands_over_to), decodes[0])
 
 
 def _side(part: Part, other: Part, hardware: HardwareSpec) -> Side:

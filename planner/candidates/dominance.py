@@ -61,7 +61,7 @@ def _kind(family: Family) -> tuple[str, ...]:
     does = replace(family.options, speculation=None, host_blocks=min(1, family.options.host_blocks))
     return (
         family.model,
-        family.pool.name,
+        "+".join(pool.name for pool in family.stage_pools) or family.pool.name,
         family.engine.name,
         family.layout.model_dump_json(),
         *does.key_parts,
@@ -81,6 +81,7 @@ def _dominates(one: Family, other: Family) -> bool:
         "prefill_context_token_s",
         "request_s",
         "host_token_s",
+        "first_token",
     )
     if one.draft.token_s > other.draft.token_s or one.options.host_blocks < other.options.host_blocks:
         return False

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from planner.candidates.bootable import Bootable, prune_wide
 from planner.candidates.experts import redundancies
 from planner.candidates.family import Family
 from planner.candidates.host_tier import host_blocks, with_host_link
-from planner.candidates.layouts import rank_layouts
+from planner.candidates.layouts import is_mixture, rank_layouts
 from planner.candidates.options import NEUTRAL, NOTHING, Asked, Options, usual_options
 from planner.candidates.replica import tokens_per_sequence
+from planner.candidates.spanning import spans
 from planner.candidates.speculative import NO_DRAFT, draft_lengths, draft_of, speculation_of
+from planner.cost.margin import Margin
 from planner.cost.memory import memory_budget, num_blocks
 from planner.cost.power_cap import cap_of
 from planner.cost.stages import split_stages
 from planner.cost.step import step_times
 from planner.cost.step_times import StepTimes
+from planner.cost.unlike_stages import unlike_step_times
 from planner.facts import Facts
 from specs.architecture import Architecture
 from specs.compilable import obstacle_to_compiling
@@ -72,10 +76,10 @@ def families(
 
     `asked`: which options the traffic gives a meaning. Raises `InputError` where pinned limits contradict each other.
     """
-    _check_pins(name, choices)
-    bootable: list[_Bootable] = []
-    dropped: list[Discarded] = []
     architecture = facts.architectures[name]
+    _check_pins(name, choices, architecture)
+    bootable: list[Bootable] = []
+    dropped: list[Discarded] = []
     for pool in pools:
         if choices.pool is not None and pool.name not in choices.pool:
             continue
@@ -85,10 +89,14 @@ def families(
                 configuration, layout, pool, architecture, facts, max_model_len, choices, model.adapters
             )
             if obstacle is None:
-                bootable.append(_Bootable(pool, configuration, layout))
+                bootable.append(Bootable(pool, configuration, layout))
             else:
                 dropped.append(obstacle)
-    remaining, needless = _prune_wide(bootable, facts, choices)
+    remaining, needless = prune_wide(bootable, facts, choices)
+    if choices.stages_over is not None:
+        spanning, obstacles = spans(name, model, choices, engines, facts, _least_limits(choices, max_model_len))
+        remaining += [Bootable(s.pools[0], s.configuration, s.layout, s.pools, s.devices) for s in spanning]
+        dropped += obstacles
     found: list[Family] = []
     for item in remaining:
         plain = _family(item, architecture, facts, choices, max_model_len, model.adapters)
@@ -101,17 +109,8 @@ def families(
     return found, [*dropped, *needless]
 
 
-@dataclass(frozen=True)
-class _Bootable:
-    """A configuration that memory, types and topology allow; nothing is known of its speed yet."""
-
-    pool: PoolSpec
-    configuration: Configuration
-    layout: Layout
-
-
 def _family(
-    item: _Bootable,
+    item: Bootable,
     architecture: Architecture,
     facts: Facts,
     choices: ModelChoices,
@@ -122,10 +121,11 @@ def _family(
     profile, engine = facts.profiles[item.pool.device], facts.engines[configuration.engine]
     key = (
         configuration.model,
-        item.pool.name,
+        "+".join(configuration.stage_pools) or item.pool.name,
         configuration.engine,
         f"tp{configuration.tensor_parallel}",
         f"pp{configuration.pipeline_parallel}",
+        *(["layers-" + "-".join(map(str, configuration.pipeline_stages))] if configuration.stage_pools else []),
         *([f"dp{item.layout.attention_data_parallel}"] if item.layout.attention_data_parallel > 1 else []),
         *([f"ep{item.layout.expert_parallel}"] if item.layout.expert_parallel > 1 else []),
         *([f"redundant-{item.layout.redundant_experts}"] if item.layout.redundant_experts else []),
@@ -148,6 +148,8 @@ def _family(
         table=lambda: family_times(plain, choices, facts.margins[engine.name]),
         adapters=adapters,
         experts=None if loads is None else loads.placement(item.layout, item.pool.gpus_per_node),
+        stage_pools=item.stage_pools,
+        stage_devices=item.stage_devices,
     )
     return plain
 
@@ -155,7 +157,7 @@ def _family(
 def _with_options(plain: Family, options: Options, facts: Facts) -> list[Family]:
     """The family under the options that its traffic gives a meaning, without and with a host tier."""
     usual = plain if options == NEUTRAL else plain.with_options(options)
-    blocks = host_blocks(plain, facts.hardware) if options.prefix_caching else 0
+    blocks = host_blocks(plain, facts.hardware) if options.prefix_caching and not plain.stage_pools else 0
     if not blocks:
         return [usual]
     margin = facts.margins[plain.engine.name]
@@ -181,13 +183,25 @@ def _with_drafts(
     return [family for family in found if family.cache(bootable) is not None]
 
 
-def with_table(family: Family, choices: ModelChoices, margin: float) -> Family:
+def with_table(family: Family, choices: ModelChoices, margin: Margin) -> Family:
     """The family with step times of its own."""
     return replace(family, table=lambda: family_times(family, choices, margin))
 
 
-def family_times(family: Family, choices: ModelChoices, margin: float) -> StepTimes:
-    """Step times of the widest limits that are tried, `margin` times as long as predicted."""
+def family_times(family: Family, choices: ModelChoices, margin: Margin) -> StepTimes:
+    """Step times of the widest limits that are tried, longer by `margin` than predicted."""
+    skew = None if family.experts is None else family.experts.skew
+    if family.stage_devices:
+        return unlike_step_times(
+            family.architecture,
+            family.layout,
+            family.weights_dtype,
+            family.kv_dtype,
+            family.stage_devices,
+            family.engine,
+            *widest_limits(choices, family.layout, family.options.speculation),
+            expert_skew=skew,
+        ).scaled(margin.steps, margin.first_token)
     return step_times(
         family.architecture,
         family.layout,
@@ -197,10 +211,10 @@ def family_times(family: Family, choices: ModelChoices, margin: float) -> StepTi
         family.profile,
         family.engine,
         *widest_limits(choices, family.layout, family.options.speculation),
-        expert_skew=None if family.experts is None else family.experts.skew,
+        expert_skew=skew,
         cap=cap_of(family.pool, family.device),
         adapters=family.adapters,
-    ).scaled(margin)
+    ).scaled(margin.steps, margin.first_token)
 
 
 def widest_limits(choices: ModelChoices, layout: Layout, speculation: Speculation | None = None) -> tuple[int, int]:
@@ -227,8 +241,19 @@ def _least_limits(choices: ModelChoices, max_model_len: int) -> Limits:
     return Limits(max_num_seqs=sequences, max_num_batched_tokens=budget, max_model_len=max_model_len)
 
 
-def _check_pins(name: str, choices: ModelChoices) -> None:
-    """`InputError` where no pinned token budget reaches a pinned number of sequences: decoding ones would starve."""
+def _check_pins(name: str, choices: ModelChoices, architecture: Architecture) -> None:
+    """`InputError` where pins contradict each other, or lay out experts of a model that has none.
+
+    Where no pinned token budget reaches a pinned number of sequences, decoding ones would starve.
+    """
+    for field in ("attention_data_parallel", "expert_parallel"):
+        pinned = getattr(choices, field)
+        if pinned is not None and min(pinned) > 1 and not is_mixture(architecture):
+            raise InputError(
+                f"{architecture.name} has no experts: {min(pinned)} ranks have none to share out",
+                field=f"choices.{name}.{field}",
+                expected="1, or auto; more replicas serve more requests",
+            )
     budgets, sequences = choices.max_num_batched_tokens, min(sequence_limits(choices))
     if budgets is not None and max(budgets) < sequences:
         raise InputError(
@@ -359,40 +384,16 @@ def _obstacle(
     return None
 
 
-def _prune_wide(
-    bootable: list[_Bootable], facts: Facts, choices: ModelChoices
-) -> tuple[list[_Bootable], list[Discarded]]:
-    """Pipeline stages, and ranks in several nodes, are tried only where they are pinned or nothing else does it.
+def stated_family(
+    item: Bootable, facts: Facts, max_model_len: int, choices: ModelChoices, adapters: AdaptersSpec | None
+) -> Family | Discarded:
+    """One configuration that nobody chose, or why it cannot boot; `choices` are its limits alone.
 
-    Over a fast link, tensor parallelism over the same devices reads the same bytes with a lower latency; where it fits,
-    stages only add latency. Over PCIe, where all-reduces are slow, stages stay in the race.
+    Whether stages in several pools can boot is asked before (`spanning.span_of`), memory aside.
     """
-
-    def types(item: _Bootable) -> tuple[object, ...]:
-        chosen = item.configuration
-        return item.pool.name, chosen.engine, chosen.weights_dtype, chosen.kv_dtype
-
-    flat = [item for item in bootable if item.layout.pipeline_parallel == 1]
-    same_devices = {(*types(item), item.layout.gpus) for item in flat}
-    one_node = {types(item) for item in flat if item.layout.gpus <= item.pool.gpus_per_node}
-    remaining: list[_Bootable] = []
-    dropped: list[Discarded] = []
-    for item in bootable:
-        layout = item.layout
-        piped, wide = layout.pipeline_parallel > 1, layout.gpus > item.pool.gpus_per_node
-        pinned = choices.pipeline_parallel if piped else choices.attention_data_parallel
-        fast = facts.devices[item.pool.device].link in ("nvlink", "xgmi")
-        needless = piped and fast and (*types(item), layout.gpus) in same_devices
-        across = wide and types(item) in one_node
-        if pinned is not None or not (needless or across):
-            remaining.append(item)
-            continue
-        detail = (
-            "tensor parallelism over the same devices fits and has the lower latency"
-            if needless
-            else f"a replica inside one node fits; {'stages' if piped else 'ranks'} across nodes would only add latency"
-        )
-        dropped.append(
-            Discarded(configuration=item.configuration, reason="pipeline" if piped else "node", detail=detail)
-        )
-    return remaining, dropped
+    own, architecture = item.configuration, facts.architectures[item.configuration.model]
+    if not item.stage_pools:
+        obstacle = _obstacle(own, item.layout, item.pool, architecture, facts, max_model_len, choices, adapters)
+        if obstacle is not None:
+            return obstacle
+    return _family(item, architecture, facts, choices, max_model_len, adapters)

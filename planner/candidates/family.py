@@ -17,11 +17,12 @@ from planner.candidates.speculative import NO_DRAFT, Draft
 from planner.cost.adapters import adapter_bytes
 from planner.cost.memory import memory_budget, num_blocks
 from planner.cost.step_times import StepTimes
+from planner.cost.unlike_stages import StageDevice
 from planner.simulate import ReplicaModel
 from specs.architecture import Architecture
 from specs.deployment import AdaptersSpec, PoolSpec
 from specs.document import DType
-from specs.plan import Cache, Configuration, ExpertPlacement, Layout, Limits, Scheduling
+from specs.plan import Cache, Configuration, DeviceSlot, ExpertPlacement, Layout, Limits, ReplicaPlacement, Scheduling
 from specs.profile import DeviceFacts, DeviceProfile, EngineProfile
 
 
@@ -31,7 +32,7 @@ class Family:
 
     key: str
     model: str
-    pool: PoolSpec
+    pool: PoolSpec  # of the first stage
     architecture: Architecture
     device: DeviceFacts
     profile: DeviceProfile
@@ -45,6 +46,8 @@ class Family:
     draft: Draft = NO_DRAFT
     experts: ExpertPlacement | None = None  # from measured loads
     adapters: AdaptersSpec | None = None
+    stage_pools: tuple[PoolSpec, ...] = ()  # by pipeline stage, where they stand in several pools; (): all in `pool`
+    stage_devices: tuple[StageDevice, ...] = ()  # of these
 
     def with_options(self, options: Options) -> Family:
         """The same configuration with other options, under the key that says so; step times stay as they are."""
@@ -75,18 +78,44 @@ class Family:
         return self.layout.gpus
 
     @cached_property
+    def pools(self) -> tuple[PoolSpec, ...]:
+        """The pools that a replica takes devices of, in the order of its stages."""
+        return tuple(dict.fromkeys(self.stage_pools)) or (self.pool,)
+
+    def gpus_in(self, pool: str) -> int:
+        """Devices that a replica takes of the pool of this name."""
+        if not self.stage_pools:
+            return self.gpus if pool == self.pool.name else 0
+        ranks = self.layout.tensor_parallel * self.layout.attention_data_parallel
+        return ranks * sum(stage.name == pool for stage in self.stage_pools)
+
+    def places(self, replica: ReplicaPlacement) -> tuple[tuple[str, DeviceSlot], ...]:
+        """The devices of one of its replicas, each with its pool, in rank order."""
+        ranks = self.layout.tensor_parallel * self.layout.attention_data_parallel
+        pools = [stage.name for stage in self.stage_pools or (self.pool,) * self.layout.pipeline_parallel]
+        return tuple((pools[index // ranks], slot) for index, slot in enumerate(replica.slots))
+
+    @property
+    def elsewhere(self) -> tuple[tuple[str, int], ...]:
+        """(pool, devices) of the stages that stand outside `pool`."""
+        return tuple((pool.name, self.gpus_in(pool.name)) for pool in self.pools[1:])
+
+    @cached_property
     def most_replicas(self) -> int:
-        """Replicas of this size that the pool holds."""
-        node = self.pool.gpus_per_node
-        nodes, rest = divmod(self.pool.count, node)
-        if self.gpus > node:
-            return nodes // (self.gpus // node)
-        return nodes * (node // self.gpus) + (rest // self.gpus if self.pool.rent == "gpu" else 0)
+        """Replicas of this size that the pools hold."""
+        return min(_most_replicas(self.gpus_in(pool.name), pool) for pool in self.pools)
 
     def cache(self, limits: Limits) -> Cache | None:
         """The KV cache that is left under these limits; None where not even one longest request fits."""
         budget = memory_budget(
-            self.architecture, self.layout, self.weights_dtype, self.kv_dtype, self.device, self.engine, limits
+            self.architecture,
+            self.layout,
+            self.weights_dtype,
+            self.kv_dtype,
+            self.device,
+            self.engine,
+            limits,
+            [stage.device for stage in self.stage_devices],
         )
         if self.adapters is not None:
             taken = adapter_bytes(self.architecture, self.layout, self.adapters)
@@ -124,7 +153,18 @@ class Family:
             host_blocks=self.options.host_blocks,
             draft_tokens=self.options.draft_tokens,
             order=self.options.order,
+            stage_pools=tuple(pool.name for pool in self.stage_pools),
+            pipeline_stages=self.layout.pipeline_stages if self.stage_pools else (),
         )
+
+
+def _most_replicas(gpus: int, pool: PoolSpec) -> int:
+    """Replicas that take so many devices of a pool each."""
+    node = pool.gpus_per_node
+    nodes, rest = divmod(pool.count, node)
+    if gpus > node:
+        return nodes // (gpus // node)
+    return nodes * (node // gpus) + (rest // gpus if pool.rent == "gpu" else 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ def rank_layouts(
     mixture = is_mixture(architecture)
     groups = choices.attention_data_parallel or _attention_groups(architecture, mixture, engine, pool, tensor, pipeline)
     for group in groups:
-        if group > 1 and not capable(engine, "attention_data_parallel"):
+        if group > 1 and not (mixture and capable(engine, "attention_data_parallel")):
             continue
         ranks = tensor * group
         spread = (1,) if not mixture or engine == "capstan" else (ranks,) if group > 1 else (1, ranks)

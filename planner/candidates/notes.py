@@ -12,7 +12,7 @@ WORTH_SAYING = 0.1  # share of the prompt tokens that another router might find
 def option_notes(workload: Workload, family: Family, group: str, index: int, result: FleetResult) -> list[str]:
     """Sentences on the group that was simulated as the `index`-th one, under the traffic `workload`."""
     options, load, notes = family.options, result.groups[index], []
-    if options.prefix_caching and load.looked_up_tokens:
+    if options.prefix_caching and load.looked_up_tokens and workload.prefixes is not None:
         share = load.hit_tokens / load.looked_up_tokens
         tier = f", {options.host_blocks:,} blocks a rank in host memory" if options.host_blocks else ""
         notes.append(f"{group}: {share:.0%} of the prompt tokens are found in the prefix cache (simulated{tier})")

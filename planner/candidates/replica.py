@@ -77,7 +77,7 @@ def _unbalanced(times: StepTimes, ranks: int, budget: int) -> StepTimes:
 
 def _serialised(chunks: ChunkTable, budget: int, token_s: float) -> ChunkTable:
     """`token_s` more for every token of a chunk beyond `budget`."""
-    new = np.unique([*chunks.new[chunks.new < budget], budget, *chunks.new[chunks.new > budget]]).astype(np.float64)
+    new = np.array(sorted({*chunks.new.tolist(), float(budget)}))
     columns = [np.interp(new, chunks.new, column) for column in chunks.seconds.T]
     beyond = token_s * np.maximum(new - budget, 0.0)
     return ChunkTable(new, chunks.cached, np.stack(columns, axis=1) + beyond[:, None])

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from planner.cost.latency import OperatorLatency
-from planner.cost.operations import Cost, Operation, StepShape
 from planner.cost.roofline import ACTIVATION_BYTES, Floats
+from planner.cost.step_work import Cost, Operation, StepShape
 from specs.architecture.layer import Layer
 from specs.architecture.model import Architecture
 from specs.architecture.operators import Linear

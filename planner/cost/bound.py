@@ -33,7 +33,7 @@ def optimistic_request_s(times: StepTimes, prompt_tokens: int, output_tokens: in
     second, so the sum is divided by `lanes`. A mean over requests of this bound, times the arrival rate, is at most
     the number of replicas that any plan needs.
     """
-    per_token, per_row = _least_per_unit(times)
+    per_token, per_row, _ = _least_per_unit(times)
     decodes = output_tokens - 1
     seconds = per_token * (prompt_tokens + decodes) + per_row * output_tokens + times.sequence_s * output_tokens
     seconds += _least_decode_s(times) * decodes + _least_chunk_s(times)
@@ -62,54 +62,73 @@ def optimistic_work_s(
     `cached_tokens`: how many of each prompt are not computed at the most. With `speculation` a decode takes at least
     `least_steps` steps, each of which computes, samples and reads the drafts too.
     """
-    per_token, per_row = _least_per_unit(times)
-    prompts, outputs = prompt_tokens.astype(np.float64), output_tokens.astype(np.float64)
-    cached = np.zeros_like(prompts) if cached_tokens is None else cached_tokens.astype(np.float64)
-    drafts = 0 if speculation is None else speculation.draft_tokens
-    steps = outputs - 1 if speculation is None else least_steps(output_tokens, speculation)
-    rows = max(1, len(times.sampled_s) - 1)
-    seconds = per_token * (prompts - cached + steps * (1 + drafts)) + per_row * (1 + steps * (1 + drafts))
-    seconds += times.sequence_s * (1 + steps)
-    seconds += _least_decode_s(times) * steps + _least_chunk_s(times)
-    seconds += times.decode_launch_s * steps / rows
-    seconds += times.decode_context_token_s * (steps * (prompts + drafts) + steps * (steps + 1) / 2)
-    seconds += times.prefill_launch_s + times.prefill_pair_s * (_pairs(prompts) - _pairs(cached))
-    if times.window_tokens is not None:
-        window = times.window_tokens
-        growing = np.clip(window - prompts, 0, steps)
-        seen = growing * prompts + growing * (growing + 1) / 2 + (steps - growing) * window
-        pairs = _window_pairs(prompts, window) - _window_pairs(cached, window)
-        seconds += times.decode_window_token_s * seen + times.prefill_window_pair_s * pairs
-    if speculation is not None:  # in a step, at most rows / (1 + drafts) sequences decode
-        seconds += speculation.draft_s * steps * (1 + drafts) / rows
-    return float(seconds.sum()) / times.lanes
+    sums = WorkSums.of(
+        prompt_tokens, output_tokens, cached_tokens=cached_tokens, speculation=speculation, window=times.window_tokens
+    )
+    return sums.seconds(times)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkSums:
-    """What `optimistic_work_s` adds up over requests, where no window, cache or draft enters: worked out once."""
+    """What `optimistic_work_s` adds up over requests, whatever the times of a step: worked out once for many."""
 
     requests: int
-    prompt_tokens: float
-    decodes: float  # output tokens after the first
+    prompt_tokens: float  # that are not cached
+    steps: float  # that decode
     context: float  # (token, key) pairs that decodes read
-    pairs: float  # (query, key) pairs of the prompts
+    pairs: float  # (query, key) pairs of the prompts, of what is not cached
+    window_context: float = 0.0  # the same two inside the window, where the model has one
+    window_pairs: float = 0.0
+    draft_tokens: int = 0  # of each step that decodes
+    draft_s: float = 0.0
 
     @classmethod
-    def of(cls, prompt_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64]) -> WorkSums:
-        prompts, decodes = prompt_tokens.astype(np.float64), output_tokens.astype(np.float64) - 1
-        context = float((decodes * prompts + decodes * (decodes + 1) / 2).sum())
-        return cls(len(prompts), float(prompts.sum()), float(decodes.sum()), context, float(_pairs(prompts).sum()))
+    def of(
+        cls,
+        prompt_tokens: NDArray[np.int64],
+        output_tokens: NDArray[np.int64],
+        *,
+        cached_tokens: NDArray[np.int64] | None = None,
+        speculation: Speculation | None = None,
+        window: int | None = None,
+    ) -> WorkSums:
+        prompts, outputs = prompt_tokens.astype(np.float64), output_tokens.astype(np.float64)
+        cached = np.zeros_like(prompts) if cached_tokens is None else cached_tokens.astype(np.float64)
+        drafts = 0 if speculation is None else speculation.draft_tokens
+        steps = outputs - 1 if speculation is None else least_steps(output_tokens, speculation)
+        window_context = window_pairs = 0.0
+        if window is not None:
+            growing = np.clip(window - prompts, 0, steps)
+            seen = growing * prompts + growing * (growing + 1) / 2 + (steps - growing) * window
+            window_context = float(seen.sum())
+            window_pairs = float((_window_pairs(prompts, window) - _window_pairs(cached, window)).sum())
+        return cls(
+            requests=len(prompts),
+            prompt_tokens=float((prompts - cached).sum()),
+            steps=float(steps.sum()),
+            context=float((steps * (prompts + drafts) + steps * (steps + 1) / 2).sum()),
+            pairs=float((_pairs(prompts) - _pairs(cached)).sum()),
+            window_context=window_context,
+            window_pairs=window_pairs,
+            draft_tokens=drafts,
+            draft_s=0.0 if speculation is None else speculation.draft_s,
+        )
 
     def seconds(self, times: StepTimes) -> float:
-        """`optimistic_work_s` of the requests; for a model without windowed layers."""
-        per_token, per_row = _least_per_unit(times)
-        seconds = per_token * (self.prompt_tokens + self.decodes)
-        seconds += (per_row + times.sequence_s) * (self.requests + self.decodes)
-        seconds += _least_decode_s(times) * self.decodes + _least_chunk_s(times) * self.requests
-        seconds += times.decode_launch_s * self.decodes / max(1, len(times.sampled_s) - 1)
+        """`optimistic_work_s` of the requests; times with a window need the sums of that window."""
+        per_token, per_row, _ = _least_per_unit(times)
+        rows = max(1, len(times.sampled_s) - 1)
+        computed = self.steps * (1 + self.draft_tokens)
+        seconds = per_token * (self.prompt_tokens + computed) + per_row * (self.requests + computed)
+        seconds += times.sequence_s * (self.requests + self.steps)
+        seconds += _least_decode_s(times) * self.steps + _least_chunk_s(times) * self.requests
+        seconds += times.decode_launch_s * self.steps / rows
         seconds += times.decode_context_token_s * self.context
         seconds += times.prefill_launch_s * self.requests + times.prefill_pair_s * self.pairs
+        if times.window_tokens is not None:
+            seconds += times.decode_window_token_s * self.window_context
+            seconds += times.prefill_window_pair_s * self.window_pairs
+        seconds += self.draft_s * computed / rows  # in a step, at most rows / (1 + drafts) sequences decode
         return seconds / times.lanes
 
 
@@ -194,10 +213,9 @@ def latency_floors(
     least one step; each further one after a step of at least one token that reads the context, in the best case of
     `speculation` all drafts of which are accepted. Other requests only add to these.
     """
-    per_token, _ = _least_per_unit(times)
+    per_token, _, least_s = _least_per_unit(times)
     prompts, decodes = prompt_tokens.astype(np.float64), output_tokens.astype(np.float64) - 1
     cached = np.zeros_like(prompts) if cached_tokens is None else cached_tokens.astype(np.float64)
-    least_s = min(times.tokens_s[1:])
     step_s = least_s + times.sampled_s[1] + times.sequence_s + _least_decode_s(times)
     prefill_s = np.maximum(per_token * (prompts - cached), least_s) + _least_chunk_s(times)
     ttft_s = times.request_s + prefill_s + times.prefill_pair_s * (_pairs(prompts) - _pairs(cached))
@@ -246,9 +264,10 @@ def _windowed(prompt_tokens: int, decodes: int, window: int) -> int:
     return growing * prompt_tokens + growing * (growing + 1) // 2 + (decodes - growing) * window
 
 
-@lru_cache(maxsize=8)  # a table of 16k floats weighs half a megabyte: keep few alive
-def _least_by_id(times: _ById) -> tuple[float, float]:
-    return _least(times.times.tokens_s), _least(times.times.sampled_s)
+@lru_cache(maxsize=32)  # a table of 16k floats weighs half a megabyte: keep few alive
+def _least_by_id(times: _ById) -> tuple[float, float, float]:
+    tokens_s = times.times.tokens_s
+    return _least(tokens_s), _least(times.times.sampled_s), min(tokens_s[1:], default=0.0)
 
 
 class _ById:
@@ -266,7 +285,8 @@ class _ById:
         return isinstance(other, _ById) and other.times is self.times
 
 
-def _least_per_unit(times: StepTimes) -> tuple[float, float]:
+def _least_per_unit(times: StepTimes) -> tuple[float, float, float]:
+    """Seconds per token and per sampled row in the best step, and of the shortest step."""
     return _least_by_id(_ById(times))
 
 

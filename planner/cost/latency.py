@@ -15,6 +15,7 @@ All shapes are arrays that broadcast against each other; all results are arrays 
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -490,7 +491,7 @@ def kernel_errors(device: DeviceFacts, profile: DeviceProfile) -> dict[str, floa
                 by_family.setdefault(family, []).append(held_out.p50)
         return {family: max(errors) for family, errors in by_family.items()}
     return {
-        family: float(np.median([fit.held_out.p50 for fit in lanes.values() if fit.held_out is not None]))
+        family: statistics.median(fit.held_out.p50 for fit in lanes.values() if fit.held_out is not None)
         for family, lanes in fitted.lanes.items()
         if any(fit.held_out is not None for fit in lanes.values())
     }

@@ -8,6 +8,7 @@ out the activation peak and the context promises about 30 % too many blocks (LLM
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.cost.roofline import ACTIVATION_BYTES
@@ -26,8 +27,8 @@ _HIDDEN_COPIES = 3
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """One stage's share of the budget."""
+class StageBytes:
+    """What one stage keeps on each of its devices."""
 
     weights_bytes: int
     activation_bytes: int
@@ -44,8 +45,11 @@ def memory_budget(
     device: DeviceFacts,
     engine: EngineProfile,
     limits: Limits,
+    devices: Sequence[DeviceFacts] = (),
 ) -> MemoryBudget:
     """Bytes on the device that can hold the fewest tokens (equal stages: the last one, with the head).
+
+    `devices`: of each stage, where they are unlike; else all are `device`.
 
     Windowed layers beside full-attention ones are bounded: `state_bytes` reserves a window (and one token budget of
     chunks) for each of `max_num_seqs` sequences. A model with windowed layers only is counted as if it kept
@@ -53,30 +57,32 @@ def memory_budget(
     `available_bytes`: the difference is what is missing.
     """
     ranks = layout.tensor_parallel
-    available = int(device.memory_bytes * engine.memory_fraction)
     together = ranks * layout.attention_data_parallel
-    collective = _collective_bytes(engine, together) if layout.gpus > 1 else 0
+    collective = collective_bytes(engine, together) if layout.gpus > 1 else 0
 
-    def free(stage: _Stage) -> int:
+    def available(on: DeviceFacts) -> int:
+        return int(on.memory_bytes * engine.memory_fraction)
+
+    def free(stage: StageBytes, on: DeviceFacts) -> int:
         taken = stage.weights_bytes + stage.activation_bytes + stage.graph_bytes + stage.kept_bytes
-        return available - engine.context_bytes - collective - taken
+        return available(on) - engine.context_bytes - collective - taken
 
-    def tokens(stage: _Stage) -> tuple[float, int]:
-        left = free(stage)
+    def tokens(placed: tuple[StageBytes, DeviceFacts]) -> tuple[float, int]:
+        left, stage = free(*placed), placed[0]
         return (left / stage.kv_bytes_per_token if stage.kv_bytes_per_token else math.inf, left)
 
-    stages = _stages(architecture, layout, weights_dtype, kv_dtype, engine, limits)
-    fullest = min(stages, key=tokens)
+    stages = stage_bytes(architecture, layout, weights_dtype, kv_dtype, engine, limits)
+    fullest, its_device = min(zip(stages, devices or [device] * len(stages), strict=True), key=tokens)
     return MemoryBudget(
-        device_bytes=device.memory_bytes,
-        available_bytes=available,
+        device_bytes=its_device.memory_bytes,
+        available_bytes=available(its_device),
         weights_bytes=fullest.weights_bytes,
         activation_bytes=fullest.activation_bytes,
         context_bytes=engine.context_bytes,
         collective_bytes=collective,
         graph_bytes=fullest.graph_bytes,
         state_bytes=fullest.kept_bytes,
-        kv_bytes=max(0, free(fullest)),
+        kv_bytes=max(0, free(fullest, its_device)),
         kv_bytes_per_token=fullest.kv_bytes_per_token,
     )
 
@@ -91,14 +97,15 @@ def num_blocks(budget: MemoryBudget, block_size_tokens: int) -> int:
     return int(budget.kv_bytes // (budget.kv_bytes_per_token * block_size_tokens))
 
 
-def _stages(
+def stage_bytes(
     architecture: Architecture,
     layout: Layout,
     weights_dtype: DType,
     kv_dtype: DType,
     engine: EngineProfile,
     limits: Limits,
-) -> list[_Stage]:
+) -> list[StageBytes]:
+    """Of every stage, in order; what collectives and the context take is beside it."""
     ranks, found, begin = layout.tensor_parallel, [], 0
     for index, count in enumerate(layout.pipeline_stages):
         layers = range(begin, begin + count)
@@ -112,7 +119,7 @@ def _stages(
             each = min(limits.max_model_len, window + engine.block_size_tokens)
             kept += math.ceil(windowed * (each * limits.max_num_seqs + limits.max_num_batched_tokens))
         found.append(
-            _Stage(
+            StageBytes(
                 weights_bytes=weight_bytes_per_rank(
                     architecture,
                     weights_dtype,
@@ -166,7 +173,7 @@ def _widest(layer: Layer, ranks: int) -> float:
     return widest
 
 
-def _collective_bytes(engine: EngineProfile, ranks: int) -> int:
+def collective_bytes(engine: EngineProfile, ranks: int) -> int:
     """Buffers for `ranks`: the next larger size that is known, else the largest."""
     larger = [size for size in sorted(engine.collective_bytes) if size >= ranks]
     return engine.collective_bytes[larger[0] if larger else max(engine.collective_bytes)]

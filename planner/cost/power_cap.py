@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from planner.cost.energy import capped_seconds
-from planner.cost.operations import Cost, Operation, StepShape
 from planner.cost.serving_power import operation_joules
+from planner.cost.step_work import Cost, Operation, StepShape
 from specs.catalog import load_power
 from specs.deployment import PoolSpec
 from specs.profile import DeviceFacts, PowerProfile

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.energy import bounded_joules, dynamic_joules, mean_power_w
-from planner.cost.operations import Cost, Operation, StepShape
 from planner.cost.roofline import compute_dtype
+from planner.cost.step_work import Cost, Operation, StepShape
 from specs.document import DType
 from specs.profile import DeviceFacts, PowerProfile
 
@@ -101,7 +101,7 @@ def served_joules(
 
 def _knots(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The distinct values in order; of very many, some in even shares, between which joules are nearly linear."""
-    distinct = np.unique(values)
+    distinct = np.unique(values, return_index=True)[0]  # alone, it would load numpy.ma
     if len(distinct) <= _MOST_KNOTS:
         return distinct
     return distinct[np.linspace(0, len(distinct) - 1, _MOST_KNOTS).round().astype(np.int64)]

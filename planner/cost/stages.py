@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
 from specs.architecture.model import Architecture
 from specs.errors import InputError
 
@@ -30,6 +36,38 @@ def split_stages(architecture: Architecture, pipeline_parallel: int) -> tuple[in
             low = middle + 1
     best = _fill(weights, low, pipeline_parallel)
     return even if _heaviest(weights, even) <= 1.05 * _heaviest(weights, best) else best
+
+
+def split_unlike(costs: Sequence[NDArray[np.float64]]) -> tuple[int, ...] | None:
+    """Layers per stage so that the dearest stage is as cheap as can be, and then all together; None where none fits.
+
+    `costs`: by stage, an array [first, end] of what layers first..end - 1 cost there (at least one; infinite where they
+    do not fit), for 0 <= first < end <= layers. Dynamic programming over the ends looks at every split: exact.
+    """
+    dearest = _ends(costs, np.maximum)
+    if dearest is None:
+        return None
+    most = max(cost[first, end] for cost, (first, end) in zip(costs, dearest, strict=True))
+    cheap = [np.where(cost <= most, cost, np.inf) for cost in costs]
+    ends = _ends(cheap, np.add) or dearest
+    return tuple(end - first for first, end in ends)
+
+
+def _ends(costs: Sequence[NDArray[np.float64]], joined: np.ufunc) -> list[tuple[int, int]] | None:
+    """(first, end) of each stage of the split whose costs, `joined` from stage to stage, are the least."""
+    count = costs[0].shape[1] - 1
+    best = np.where(np.arange(count + 1) == 0, 0.0, np.inf)  # of the stages so far, by where they end
+    begins = []
+    for cost in costs:
+        every = joined(best[:, None], np.where(np.tri(count + 1, dtype=bool), np.inf, cost))
+        begins.append(every.argmin(axis=0))
+        best = every.min(axis=0)
+    if not np.isfinite(best[count]):
+        return None
+    ends = [count]
+    for begin in reversed(begins):
+        ends.insert(0, int(begin[ends[0]]))
+    return list(pairwise(ends))
 
 
 def _even(layers: int, stages: int) -> tuple[int, ...]:

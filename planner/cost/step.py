@@ -9,18 +9,20 @@ longest contexts and chunks, and tables of what shorter ones take beyond them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
 from planner.cost.adapters import adapter_operations
 from planner.cost.engine_kernels import engine_s
 from planner.cost.latency import OperatorLatency, latency_of, seen_pairs
-from planner.cost.operations import Operation, StepShape, beyond_launch_s, measure, operations, padded, step_kernels
+from planner.cost.operations import operations
 from planner.cost.pieces import ChunkTable, DecodeTable
 from planner.cost.power_cap import PowerCap, under_cap
 from planner.cost.roofline import Floats
 from planner.cost.step_times import StepTimes
+from planner.cost.step_work import Operation, StepShape, beyond_launch_s, measure, padded, step_kernels
 from specs.architecture.model import Architecture
 from specs.deployment import AdaptersSpec
 from specs.document import DType
@@ -103,6 +105,20 @@ def step_times(
         every += adapter_operations(architecture, layout, adapters, source)
     if cap is not None:
         every = under_cap(every, device, cap)
+    shares = tuple(count / len(architecture.layers) for count in layout.pipeline_stages)
+    times = times_of(every, architecture, engine, max_num_seqs, max_num_batched_tokens)
+    return replace(times, lanes=layout.pipeline_parallel, stage_shares=shares)
+
+
+def times_of(
+    every: tuple[Operation, ...],
+    architecture: Architecture,
+    engine: EngineProfile,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    engine_share: float = 1.0,
+) -> StepTimes:
+    """The operations of a step in one lane, summed; `engine_share`: of the engine's own time per step in it."""
     attention = tuple(operation for operation in every if operation.kind == "attention")
     longest = min(architecture.max_position_embeddings, _LONGEST_KEYS)
     full = tuple(operation for operation in attention if operation.window is None)
@@ -113,11 +129,12 @@ def step_times(
     prefill = _prefill(
         full, windowed, factors.prefill_attention, architecture.window_tokens, max_num_batched_tokens, longest
     )
-    tokens_s = engine.step_overhead_s + _tabled(every, factors, max_num_batched_tokens, sampled=False)
+    own_s = engine_share * engine.step_overhead_s
+    tokens_s = own_s + _tabled(every, factors, max_num_batched_tokens, sampled=False)
     return StepTimes(
         tokens_s=(0.0, *tokens_s.tolist()),
         sampled_s=(0.0, *_tabled(every, factors, max_num_seqs, sampled=True).tolist()),
-        sequence_s=engine.sequence_overhead_s + _state_s(every),
+        sequence_s=engine_share * engine.sequence_overhead_s + _state_s(every),
         decode_launch_s=0.0,  # decodes share the attention launch that tokens_s counts
         decode_context_token_s=decode.slope_s,
         decode_window_token_s=window.slope_s,
@@ -127,21 +144,26 @@ def step_times(
         prefill_window_pair_s=prefill.window_pair_s,
         prefill_context_token_s=0.0,
         request_s=engine.request_overhead_s + engine.request_serial_s,
-        lanes=layout.pipeline_parallel,
-        stage_shares=tuple(count / len(architecture.layers) for count in layout.pipeline_stages),
+        lanes=1,
         decode_table=decode.table,
         decode_window_table=window.table,
         chunk_table=prefill.table,
-        prefill_step_s=engine.prefill_step_s,
+        prefill_step_s=engine_share * engine.prefill_step_s,
         eager_s=engine.eager_launch_s * step_kernels(every),
     )
 
 
+@cache
+def _token_knots(most: int) -> Floats:
+    """Tokens from 1 to `most` between which step times are linear."""
+    ranges = [range(first, last + 1, step) for first, last, step in _TOKENS]
+    every = {tokens for within in (*ranges, range(_FAR[0], most + 1, _FAR[1]), (most,)) for tokens in within}
+    return np.array(sorted(tokens for tokens in every if tokens <= most), dtype=np.float64)
+
+
 def _tabled(every: tuple[Operation, ...], factors: KernelFactors, most: int, *, sampled: bool) -> Floats:
     """Seconds of steps of 1..`most` tokens (or sampled rows) in the operations that these alone decide."""
-    ranges = [np.arange(first, last + 1, step) for first, last, step in _TOKENS]
-    knots = np.unique(np.concatenate([*ranges, np.arange(_FAR[0], most + 1, _FAR[1]), [most]])).astype(np.float64)
-    knots = knots[knots <= most]
+    knots = _token_knots(most)
     none = np.zeros(1)
     tokens, rows = (none, knots) if sampled else (knots, none)
     shape = StepShape(np.broadcast_to(tokens, knots.shape), np.broadcast_to(rows, knots.shape), *[none] * 6)

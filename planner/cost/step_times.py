@@ -51,6 +51,8 @@ class StepTimes:
     prefill_step_s: float = 0.0  # more of a step that holds chunks, however many
     host_token_s: float = 0.0  # per token moved between device and host
     eager_s: float = 0.0  # least of a step that holds chunks: its kernels are launched one by one
+    first_token: float = 1.0  # TTFT in multiples of what steps and queues make it: a margin, which delays nobody else
+    stages: tuple[StepTimes, ...] = ()  # of each stage, where they are unlike machines: all above are then sums
 
     def step_s(
         self,
@@ -99,9 +101,12 @@ class StepTimes:
             seconds += self.chunk_table.chunk_s(new, cached)
         return seconds
 
-    def scaled(self, factor: float) -> StepTimes:
-        """Every second of a step `factor` times as long; `request_s`, which is in no step, as it is."""
-        if factor == 1.0:
+    def scaled(self, factor: float, first_token: float = 1.0) -> StepTimes:
+        """Every second of a step `factor` times as long, `request_s`, which is in no step, as it is.
+
+        `first_token`: what TTFT is to be beside that, in multiples.
+        """
+        if factor == first_token == 1.0:
             return self
         decode, window, chunk = self.decode_table, self.decode_window_table, self.chunk_table
         return replace(
@@ -111,11 +116,13 @@ class StepTimes:
             decode_table=None if decode is None else replace(decode, seconds=factor * decode.seconds),
             decode_window_table=None if window is None else replace(window, seconds=factor * window.seconds),
             chunk_table=None if chunk is None else replace(chunk, seconds=factor * chunk.seconds),
-            **{name: factor * getattr(self, name) for name in _STEP_SECONDS},
+            stages=tuple(stage.scaled(factor) for stage in self.stages),
+            first_token=first_token * self.first_token,
+            **{name: factor * getattr(self, name) for name in STEP_SECONDS},
         )
 
 
-_STEP_SECONDS = (
+STEP_SECONDS = (
     "sequence_s",
     "decode_launch_s",
     "decode_context_token_s",

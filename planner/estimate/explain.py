@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from planner.cost.engine_kernels import engine_s
-from planner.cost.operations import StepShape
+from planner.cost.step_work import Operation, StepShape
 from planner.estimate.points import Deployment, Point, is_mixture
 from planner.estimate.protocol import Client, protocol_of
 from planner.estimate.replica import simulate_point, work_of
-from specs.profile import EngineProfile
+from specs.profile import EngineProfile, KernelFactors
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,18 @@ def explain_point(
 
 
 def _operators(deployment: Deployment, engine: EngineProfile, shape: StepShape, prefills: bool) -> tuple[Part, ...]:
-    """Operators of one step, longest first; those of a name together."""
+    return operator_parts(work_of(deployment, engine).operations, engine.kernels, shape, prefills)
+
+
+def operator_parts(
+    operations: Iterable[Operation], kernels: KernelFactors, shape: StepShape, prefills: bool
+) -> tuple[Part, ...]:
+    """Operators of one step under an engine, longest first; those of a name together. `prefills`: it holds prompts."""
     found: dict[tuple[str, str], tuple[int, float]] = {}
-    for operation in work_of(deployment, engine).operations:
+    for operation in operations:
         kind = "prefill_attention" if prefills and operation.kind == "attention" else operation.kind
         seconds = operation.count * float(np.ravel(operation.measure(shape).seconds)[0])
-        seconds = float(engine_s(engine.kernels, kind, shape.tokens, np.array([seconds]))[0])
+        seconds = float(engine_s(kernels, kind, shape.tokens, np.array([seconds]))[0])
         if seconds > 0.0:
             count, before = found.get((operation.name, operation.kind), (0, 0.0))
             found[operation.name, operation.kind] = (count + operation.count, before + seconds)

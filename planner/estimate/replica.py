@@ -116,8 +116,12 @@ def capacity_tokens(deployment: Deployment, engine: EngineProfile, limits: Limit
     return whole // deployment.pipeline_parallel
 
 
-def simulate_point(point: Point, deployment: Deployment, engine: EngineProfile, protocol: Protocol) -> Latency:
-    """Mean latency of the point's closed loop. Raises `InputError` where the deployment cannot run.
+def simulate_point(
+    point: Point, deployment: Deployment, engine: EngineProfile, protocol: Protocol, longer: float = 1.0
+) -> Latency:
+    """Mean latency of the point's closed loop, every step `longer` times what is predicted.
+
+    Raises `InputError` where the deployment cannot run.
 
     Pipeline stages keep as many batches in flight as there are stages: each is simulated with its part of the clients.
     """
@@ -131,7 +135,7 @@ def simulate_point(point: Point, deployment: Deployment, engine: EngineProfile, 
         max_model_len=longest,
     )
     capacity = capacity_tokens(deployment, engine, limits, longest)
-    step = EngineStep(work_of(deployment, engine), engine, limits.max_num_batched_tokens, seats)
+    step = EngineStep(work_of(deployment, engine), engine, limits.max_num_batched_tokens, seats, longer)
     rules = Rules(
         engine.prefill_policy,
         max(1, seats - _idle_seats(deployment, engine)),

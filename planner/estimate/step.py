@@ -17,12 +17,16 @@ _LINEAR = tuple[list[float], list[float], list[float]]  # knots, constants and s
 
 @dataclass(eq=False)
 class EngineStep:
-    """Step times of one replica. `tokens_s[n]` for 0..budget tokens, `rows_s[r]` for 0..seats sampled rows."""
+    """Step times of one replica. `tokens_s[n]` for 0..budget tokens, `rows_s[r]` for 0..seats sampled rows.
+
+    `longer`: every step takes so many times what is predicted.
+    """
 
     work: LayoutWork
     engine: EngineProfile
     budget: int
     seats: int
+    longer: float = 1.0
     tokens_s: list[float] = field(init=False)
     rows_s: list[float] = field(init=False)
     _decode_rows: dict[int, _LINEAR] = field(default_factory=dict, init=False)
@@ -51,7 +55,7 @@ class EngineStep:
 
     def decode_base_s(self, sequences: int) -> float:
         engine = self.engine
-        return (
+        return self.longer * (
             self.tokens_s[sequences]
             + self.rows_s[sequences]
             + engine.step_overhead_s
@@ -60,6 +64,9 @@ class EngineStep:
 
     def attention_s(self, sequences: int, keys: float) -> float:
         """Attention of the decodes, beyond its launches."""
+        return self.longer * self._attention_s(sequences, keys)
+
+    def _attention_s(self, sequences: int, keys: float) -> float:
         row = self._decode_rows.get(sequences)
         if row is None:
             row = self._decode_rows[sequences] = self._row(sequences)
@@ -73,11 +80,11 @@ class EngineStep:
         tokens = decodes + sum(new for new, _ in chunks)
         seconds = self.tokens_s[tokens] + self.rows_s[decodes + completing]
         if decodes:
-            seconds += self.attention_s(decodes, keys)
+            seconds += self._attention_s(decodes, keys)
         for new, cached in chunks:
             seconds += self._chunk_s(new, cached)
         seconds += engine.step_overhead_s + engine.sequence_overhead_s * (decodes + len(chunks))
-        return max(seconds + engine.prefill_step_s, self._eager_s)
+        return self.longer * max(seconds + engine.prefill_step_s, self._eager_s)
 
     def _row(self, sequences: int) -> _LINEAR:
         place = min(int(np.searchsorted(SIZES, sequences, side="right")), len(SIZES) - 1) - 1

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.latency import latency_of
-from planner.cost.operations import Operation, StepShape, beyond_launch_s, operations, padded, step_kernels
+from planner.cost.operations import operations
 from planner.cost.roofline import Floats
 from planner.cost.step import check_layout
+from planner.cost.step_work import Operation, StepShape, beyond_launch_s, padded, step_kernels
 from specs.architecture.model import Architecture
 from specs.document import DType
 from specs.plan import Layout

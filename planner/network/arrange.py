@@ -27,16 +27,16 @@ EQUAL = 1e-9
 Score = tuple[float, float]
 
 
-def arranged(plan: Plan, hardware: HardwareSpec) -> Plan:
+def arranged(plan: Plan, hardware: HardwareSpec, *, fixed: bool = False) -> Plan:
     """The plan with its nodes chosen so that the network carries it, and the load of every cable that is used.
 
-    Raises `NoPlanError` where no exchange that was found makes the flows fit.
+    `fixed`: its nodes are stated, and stay. Raises `NoPlanError` where no exchange that was found makes the flows fit.
     """
     found = flows(plan)
     if not found:
         return plan
     network = _network(plan, hardware)
-    if not isinstance(network, Ports):
+    if not fixed and not isinstance(network, Ports):
         renamed = _search(plan, hardware, network, found)
         plan = _with_nodes(plan, renamed)
         found = flows(plan)
@@ -128,7 +128,7 @@ def _with_nodes(plan: Plan, place: dict[str, str]) -> Plan:
         group.model_copy(
             update={
                 "placement": tuple(
-                    ReplicaPlacement(slots=tuple(_moved(group.pool, slot, place) for slot in replica.slots))
+                    ReplicaPlacement(slots=tuple(_moved(pool, slot, place) for pool, slot in group.places(replica)))
                     for replica in group.placement
                 )
             }

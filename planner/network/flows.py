@@ -32,7 +32,7 @@ def flows(plan: Plan) -> tuple[Flow, ...]:
     rates = {item.group: (item.prompt_tokens_per_s, item.output_tokens_per_s) for item in plan.predictions.groups}
     total: dict[tuple[str, str, str], float] = defaultdict(float)
     for group in plan.groups:
-        if group.hands_over_to is None and all(len(_nodes(replica)) == 1 for replica in group.placement):
+        if group.hands_over_to is None and all(len(_nodes(group, replica)) == 1 for replica in group.placement):
             continue
         prompt, output = rates[group.id]
         architecture = load_architecture(plan.architectures[group.model], name=group.model)
@@ -46,8 +46,13 @@ def flows(plan: Plan) -> tuple[Flow, ...]:
     return tuple(Flow(a, b, rate, what) for (a, b, what), rate in sorted(total.items()))
 
 
-def _nodes(replica: ReplicaPlacement) -> set[int]:
-    return {slot.node for slot in replica.slots}
+def _nodes(group: ReplicaGroup, replica: ReplicaPlacement) -> list[str]:
+    """The nodes of a replica, each once, in rank order."""
+    return list(dict.fromkeys(_node_of_rank(group, replica)))
+
+
+def _node_of_rank(group: ReplicaGroup, replica: ReplicaPlacement) -> list[str]:
+    return [node_name(pool, slot.node) for pool, slot in group.places(replica)]
 
 
 def _between_stages(group: ReplicaGroup, architecture: Architecture, tokens_per_s: float) -> Iterator[Flow]:
@@ -55,7 +60,7 @@ def _between_stages(group: ReplicaGroup, architecture: Architecture, tokens_per_
     ranks = group.layout.tensor_parallel * group.layout.attention_data_parallel
     rate = tokens_per_s / group.layout.attention_data_parallel * architecture.hidden_size * ACTIVATION_BYTES
     for replica in group.placement:
-        nodes = [node_name(group.pool, slot.node) for slot in replica.slots]
+        nodes = _node_of_rank(group, replica)
         for index in range(len(nodes) - ranks):
             yield Flow(nodes[index], nodes[index + ranks], rate, f"{group.id}: hidden states between stages")
 
@@ -66,7 +71,7 @@ def _between_experts(group: ReplicaGroup, architecture: Architecture, tokens_per
     if group.layout.expert_parallel == 1 or not mixtures:
         return
     for replica in group.placement:
-        nodes = sorted({node_name(group.pool, slot.node) for slot in replica.slots})
+        nodes = sorted(_nodes(group, replica))
         if len(nodes) == 1 or group.layout.pipeline_parallel > 1:
             continue
         own_tokens = tokens_per_s / len(nodes)
@@ -85,8 +90,8 @@ def _handed_over(
     """KV caches of the prompts, a shard to every rank that keeps one."""
     ranks = receiver.layout.tensor_parallel
     per_token = ranks * architecture.sequence_bytes(1024, receiver.cache.kv_dtype, ranks) / 1024
-    sources = [node_name(sender.pool, slot.node) for replica in sender.placement for slot in replica.slots]
-    targets = [node_name(receiver.pool, slot.node) for replica in receiver.placement for slot in replica.slots]
+    sources = [node for replica in sender.placement for node in _node_of_rank(sender, replica)]
+    targets = [node for replica in receiver.placement for node in _node_of_rank(receiver, replica)]
     rate = prompt_tokens_per_s * per_token / (len(sources) * len(targets))
     for a in sources:
         for b in targets:

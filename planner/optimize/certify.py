@@ -9,10 +9,12 @@ from planner.network.laws import cables_carry_the_plan
 from planner.optimize.handover_laws import handovers_fit
 from planner.optimize.laws import check as _check
 from planner.optimize.objective_laws import bound_is_a_bound, capacity_suffices, cost_adds_up, power_is_kept
+from planner.optimize.stage_laws import memory_of, stages_fit
+from planner.optimize.stated_laws import groups_stand_as_stated, is_stated
 from specs.architecture import Architecture, load_architecture
 from specs.architecture.weights import Ranks
 from specs.errors import InputError
-from specs.plan import Check, Plan, ReplicaGroup
+from specs.plan import Check, Plan, ReplicaGroup, StageMachine
 
 WEIGHTS_TOLERANCE = 0.01
 KEEPS_UP = 0.95  # of a stated throughput: a window ends with some requests in flight
@@ -24,9 +26,11 @@ def recheck(plan: Plan) -> tuple[Check, ...]:
         *_routes_carry_every_class(plan),
         *_devices_are_there_and_used_once(plan),
         *_memory_fits(plan),
+        *stages_fit(plan),
         *_limits_are_consistent(plan),
         *_layouts_are_whole(plan),
         *_statements_hold(plan),
+        *groups_stand_as_stated(plan),
         *cost_adds_up(plan),
         *power_is_kept(plan),
         *capacity_suffices(plan),
@@ -53,9 +57,12 @@ def _routes_carry_every_class(plan: Plan) -> list[Check]:
 def _devices_are_there_and_used_once(plan: Plan) -> list[Check]:
     found = []
     for pool in plan.spec["hardware"]["pools"]:
-        groups = [group for group in plan.groups if group.pool == pool["name"]]
         slots = Counter(
-            (slot.node, slot.device) for group in groups for replica in group.placement for slot in replica.slots
+            (slot.node, slot.device)
+            for group in plan.groups
+            for replica in group.placement
+            for name, slot in group.places(replica)
+            if name == pool["name"]
         )
         found.append(_check(f"{pool['name']}: devices used are in stock", len(slots), "<=", pool["count"]))
         found.append(_check(f"{pool['name']}: no device is used twice", max(slots.values(), default=0), "<=", 1))
@@ -65,7 +72,7 @@ def _devices_are_there_and_used_once(plan: Plan) -> list[Check]:
         found.append(
             _check(f"{pool['name']}: nodes used are in stock", last, "<=", -(-pool["count"] // pool["gpus_per_node"]))
         )
-        if groups and pool["rent"] == "node":
+        if slots and pool["rent"] == "node":
             nodes = plan.cost.nodes.get(pool["name"], 0)
             used = len({node for node, _ in slots})
             found.append(_check(f"{pool['name']}: nodes used are rented", used, "<=", nodes))
@@ -76,8 +83,8 @@ def _devices_are_there_and_used_once(plan: Plan) -> list[Check]:
             )
     devices = {pool["name"]: pool["device"] for pool in plan.spec["hardware"]["pools"]}
     for group in plan.groups:
-        own = float(group.pool in devices and _same_device(plan, group.device, devices[group.pool]))
-        found.append(_check(f"{group.id}: its device is that of its pool", own, "==", 1.0))
+        own = all(_same_device(plan, stage.device, devices.get(stage.pool)) for stage in _stood_on(group))
+        found.append(_check(f"{group.id}: its device is that of its pool", float(own), "==", 1.0))
         found.append(_check(f"{group.id}: every replica is placed", len(group.placement), "==", group.replicas))
         odd = sum(len(replica.slots) != group.layout.gpus for replica in group.placement)
         found.append(_check(f"{group.id}: replicas have all their ranks", odd, "==", 0))
@@ -85,8 +92,13 @@ def _devices_are_there_and_used_once(plan: Plan) -> list[Check]:
     return found
 
 
-def _same_device(plan: Plan, device: str, pool_device: str) -> bool:
-    """Whether a group's device is the pool's, whose name in the spec may be an alias of it."""
+def _stood_on(group: ReplicaGroup) -> set[StageMachine]:
+    """The pools of a group with the devices that it says they hold."""
+    return {StageMachine(pool=group.pool, device=group.device), *group.stages}
+
+
+def _same_device(plan: Plan, device: str, pool_device: str | None) -> bool:
+    """Whether a group's device is the pool's (None: there is none), whose name in the spec may be an alias of it."""
     return device == pool_device or (pool_device in plan.devices and plan.devices[pool_device].name == device)
 
 
@@ -172,9 +184,10 @@ def _weights_by_stage(architecture: Architecture, group: ReplicaGroup) -> list[f
 
 
 def _device_bytes(plan: Plan, group: ReplicaGroup) -> int:
-    """Memory of the device in the group's pool; 0 where the spec has no such pool."""
-    names = [pool["device"] for pool in plan.spec["hardware"]["pools"] if pool["name"] == group.pool]
-    return plan.devices[names[0]].memory_bytes if names and names[0] in plan.devices else 0
+    """Memory of the device in the group's pool, or of the stage whose budget is stated; 0 where there is no such."""
+    sizes = [memory_of(plan, stage.pool) for stage in group.machines]
+    stated = group.cache.memory.device_bytes
+    return stated if group.stages and stated in sizes else sizes[0]
 
 
 def _limits_are_consistent(plan: Plan) -> list[Check]:
@@ -239,8 +252,8 @@ def _statements_hold(plan: Plan) -> list[Check]:
             # nothing listed: the checkpoint's own type
             "weights": not model["weights"] or group.weights_dtype.value in model["weights"],
             "kv_cache": not model["kv_cache"] or group.cache.kv_dtype.value in model["kv_cache"],
-            "engine": group.engine in plan.spec["choices"]["engine"],
-            "pool": group.pool in pools,
+            "engine": group.engine in plan.spec["choices"]["engine"] or is_stated(plan, group),
+            "pool": all(stage.pool in pools for stage in group.machines),
         }
         found += [_check(f"{name} of {group.id} is declared", float(kept), "==", 1.0) for name, kept in allowed.items()]
     for model, choices in plan.spec["choices"]["models"].items():
@@ -256,6 +269,10 @@ def _statements_hold(plan: Plan) -> list[Check]:
                 "max_num_batched_tokens": group.limits.max_num_batched_tokens,
                 "pool": group.pool,
             }
+            if group.stages and not choices.get("groups"):  # stated ones stand as they are stated
+                del pins["pool"]
+                within = {stage.pool for stage in group.stages} <= set(choices.get("stages_over") or ())
+                found.append(_check(f"choices.{model}.stages_over is kept by {group.id}", float(within), "==", 1.0))
             for name, value in pins.items():
                 if choices[name]:
                     law = f"choices.{model}.{name} is kept by {group.id}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from planner.candidates.family import Family
-from planner.candidates.pricing import Bracket
+from planner.candidates.rungs import Bracket
 from planner.optimize.fresh_seeds import FreshTest
 from planner.optimize.parts import Pool, Role, slot_gpus
 from planner.simulate import FleetResult
@@ -23,6 +23,7 @@ class Bought:
 
     column: Bracket
     replicas: int
+    hands_over_to: str = ""  # key of the decode family of its requests, where that is stated; "": that of its model
 
     @property
     def role(self) -> Role:
@@ -60,7 +61,8 @@ def group_id(index: int) -> str:
 
 def carries(item: Bought, availability: Mapping[str, float] | None = None) -> float:
     """Share of each of its classes that an item carries; of replicas that come and go, on average (by pool)."""
-    return item.column.lower * item.replicas * (availability or {}).get(item.column.family.pool.name, 1.0)
+    there = math.prod((availability or {}).get(pool.name, 1.0) for pool in item.column.family.pools)
+    return item.column.lower * item.replicas * there
 
 
 def capacity_of(
@@ -148,17 +150,23 @@ def _watts_of(item: Bought, decode: Bought | None, name: str, watts: Mapping[str
     return own + watts[decode.column.key].get(name, 0.0)
 
 
-def alone(family: Family, pool: Pool, share: float, quantity: str) -> tuple[int, float] | None:
-    """Replicas and value if this family carried its model's demand alone; None where the pool is too small for that."""
-    share *= pool.availability
+def alone(family: Family, pools: Iterable[Pool], share: float, quantity: str) -> tuple[int, float] | None:
+    """Replicas and value if this family carried its model's demand alone; None where its pools are too small."""
+    used = [pool for pool in pools if family.gpus_in(pool.name)]
+    share *= math.prod(pool.availability for pool in used)
     if share <= 0:
         return None
     replicas = math.ceil(1.0 / share - 1e-6)
     if replicas > family.most_replicas:
         return None
-    devices = replicas * slot_gpus(family.gpus, pool.node_devices)
-    if pool.rent == "node":
-        devices = math.ceil(devices / pool.node_devices - 1e-9) * pool.node_devices
-    else:
-        devices = replicas * family.gpus
-    return replicas, devices * ((pool.price or 0.0) if quantity == "cost" else 1.0)
+    return replicas, sum(
+        _devices(replicas, family.gpus_in(pool.name), pool) * ((pool.price or 0.0) if quantity == "cost" else 1.0)
+        for pool in used
+    )
+
+
+def _devices(replicas: int, gpus: int, pool: Pool) -> float:
+    """Devices of a pool that are rented for replicas which take so many each."""
+    if pool.rent == "gpu":
+        return float(replicas * gpus)
+    return math.ceil(replicas * slot_gpus(gpus, pool.node_devices) / pool.node_devices - 1e-9) * pool.node_devices

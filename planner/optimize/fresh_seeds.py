@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from planner.simulate import FleetResult, Requirement, Workload, requirements
 from planner.simulate.model import FloatArray, IntArray
+from planner.simulate.together import together
 from planner.throughput import KEEPS_UP, Throughput, kept_up
 from specs.deployment import SLO
 from specs.plan import FreshLimit, FreshSeeds
@@ -31,6 +33,7 @@ ERROR = 0.05
 ZONE = 0.1
 STRETCHES = 20  # of a run, for the overdispersion
 MOST_RUNS, MOST_REQUESTS = 8, 30_000  # a tenth of a second; the first run is made whatever it holds
+_ROUNDS = ((1, 1), *((seed, min(seed + 1, MOST_RUNS)) for seed in range(2, MOST_RUNS + 1, 2)))  # at the same time
 Verdict = Literal["kept", "broken", "kept on average", "broken on average", "undecided"]
 
 
@@ -57,7 +60,7 @@ class _Walk:
         """One run; `own`: indices of the class's requests, `stretch`: where each of them stands in time."""
         good = np.ones(len(own), dtype=np.bool_)
         for metric, limit_s in self.requirement.thresholds:
-            good &= result.within(metric, limit_s)[own]
+            good &= result.within(metric, limit_s, own)
         self.requests.append(np.bincount(stretch, minlength=STRETCHES).astype(np.int64))
         self.misses.append(np.bincount(stretch, weights=~good, minlength=STRETCHES).astype(np.float64))
 
@@ -151,6 +154,7 @@ class FreshTest:
 
     evidence: FreshSeeds
     broken: tuple[str, ...]
+    simulations: int = 0  # that were made; the last one may not have been needed
 
 
 @dataclass(frozen=True)
@@ -162,29 +166,36 @@ class Judge:
     seed: int  # of planning; fresh seeds are those after it
     throughputs: Mapping[str, Throughput] = field(default_factory=dict)
     drawn: dict[int, Workload | None] = field(default_factory=dict)
+    among: int = 0  # limits of the whole plan, where only those of one model are judged: they share the error
 
     def __call__(self, simulate: Callable[[Workload], FleetResult]) -> FreshTest:
-        """`simulate` serves a workload with the plan, to the end."""
+        """`simulate` serves a workload with the plan, to the end; after the first one, two at the same time."""
         stated = [(name, requirement) for name, slo in self.slos.items() for requirement in requirements(slo)]
-        walks = [_Walk(name, requirement, len(stated)) for name, requirement in stated]
+        walks = [_Walk(name, requirement, max(self.among, len(stated))) for name, requirement in stated]
         work = [_Work(name) for name in self.throughputs]
         seeds: list[int] = []
-        requests = 0
-        for seed in range(self.seed + 1, self.seed + 1 + MOST_RUNS):
-            workload = self.workload(seed)
-            if workload is None:
-                continue
-            seeds.append(seed)
-            requests += len(workload)
-            result = simulate(workload)
-            _add_run(walks, workload, result)
-            for item in work:
-                item.add(workload, result)
-            if requests >= MOST_REQUESTS or not _may_change(walks, work):
+        requests = runs = 0
+        for first, last in _ROUNDS:
+            drawn = {seed: self.workload(seed) for seed in range(self.seed + first, self.seed + last + 1)}
+            served = {seed: workload for seed, workload in drawn.items() if workload is not None}
+            results = together(partial(simulate, workload) for workload in served.values())
+            runs += len(results)
+            decided = False
+            for (seed, workload), result in zip(served.items(), results, strict=True):
+                if decided:
+                    break  # as if it had not been served
+                seeds.append(seed)
+                requests += len(workload)
+                _add_run(walks, workload, result)
+                for item in work:
+                    item.add(workload, result)
+                decided = requests >= MOST_REQUESTS or not _may_change(walks, work)
+            if decided:
                 break
         limits = (*(walk.evidence() for walk in walks), *(item.evidence() for item in work))
         evidence = FreshSeeds(seeds=tuple(seeds), requests=requests, error=ERROR, zone=ZONE, limits=limits)
-        return FreshTest(evidence, tuple(_in_words(limit) for limit in limits if limit.verdict.startswith("broken")))
+        broken = tuple(_in_words(limit) for limit in limits if limit.verdict.startswith("broken"))
+        return FreshTest(evidence, broken, runs)
 
     def workload(self, seed: int) -> Workload | None:
         if seed not in self.drawn:
@@ -199,13 +210,10 @@ def _may_change(walks: list[_Walk], work: list[_Work]) -> bool:
 
 
 def _add_run(walks: list[_Walk], workload: Workload, result: FleetResult) -> None:
-    ordered = np.argsort(workload.class_index, kind="stable")
-    edges = np.searchsorted(workload.class_index[ordered], np.arange(len(workload.classes) + 1))
     place = workload.arrival_s / (workload.horizon_s or 1.0) * STRETCHES
     stretch = np.minimum(place.astype(np.int64), STRETCHES - 1)
     for walk in walks:
-        index = workload.classes.index(walk.name)
-        own = ordered[edges[index] : edges[index + 1]]
+        own = workload.places[workload.classes.index(walk.name)]
         walk.add(result, own, stretch[own])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,7 +32,7 @@ def _paid(plan: Plan, pool: dict[str, Any]) -> int:
 
 
 def _used(plan: Plan, pool: str) -> int:
-    return sum(group.layout.gpus * group.replicas for group in plan.groups if group.pool == pool)
+    return sum(group.gpus_by_pool.get(pool, 0) * group.replicas for group in plan.groups)
 
 
 def _price(pool: dict[str, Any]) -> Any:
@@ -100,7 +101,7 @@ def _carried(plan: Plan, name: str, failing: int) -> float:
 def _of_role(plan: Plan, name: str, role: str, failing: int) -> float:
     there = {pool["name"]: _availability(pool) for pool in plan.spec["hardware"]["pools"]}
     own = [group for group in plan.groups if group.role == role and name in group.carries]
-    total = sum(group.carries[name] * there.get(group.pool, 1.0) * group.replicas for group in own)
+    total = sum(_of_a_replica(group, name, there) * group.replicas for group in own)
     lost = sorted(_loss_by_node(own, name, there).values(), reverse=True)
     return total - sum(lost[:failing])
 
@@ -109,10 +110,14 @@ def _loss_by_node(groups: Iterable[ReplicaGroup], name: str, there: dict[str, fl
     lost: dict[tuple[str, int], float] = {}
     for group in groups:
         for replica in group.placement:
-            for node in {slot.node for slot in replica.slots}:
-                place = group.pool, node
-                lost[place] = lost.get(place, 0.0) + group.carries[name] * there.get(group.pool, 1.0)
+            for place in {(pool, slot.node) for pool, slot in group.places(replica)}:
+                lost[place] = lost.get(place, 0.0) + _of_a_replica(group, name, there)
     return lost
+
+
+def _of_a_replica(group: ReplicaGroup, name: str, there: dict[str, float]) -> float:
+    """Share of a class that one replica carries, in the time that all of its devices are there."""
+    return group.carries[name] * math.prod(there.get(pool, 1.0) for pool in group.gpus_by_pool)
 
 
 def _availability(pool: dict[str, Any]) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pulp
 
-from planner.optimize.parts import Pool, Programme, Quantity, Variables, members
+from planner.optimize.parts import Pool, Programme, Quantity, Variables, devices_in, members
 
 UNITS: dict[Quantity, str] = {
     "cost": "$/h",
@@ -57,8 +57,9 @@ def _rented(programme: Programme, variables: Variables, pool: Pool, weight: floa
         yield weight * pool.node_devices * variables.nodes[pool.name]
         return
     for member in members(programme):
-        if member.pool == pool.name:
-            yield weight * member.gpus * variables.replicas[member.key]
+        devices = devices_in(member, pool.name)
+        if devices:
+            yield weight * devices * variables.replicas[member.key]
 
 
 def natural(quantity: str, minimised: float) -> float:

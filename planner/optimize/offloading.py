@@ -37,8 +37,9 @@ import pulp
 
 from planner.cost.latency import OperatorLatency, latency_of
 from planner.cost.memory import memory_budget
-from planner.cost.operations import StepShape, measure, operations
+from planner.cost.operations import operations
 from planner.cost.roofline import ACTIVATION_BYTES
+from planner.cost.step_work import StepShape, measure
 from planner.cost.transfer import host_link
 from planner.optimize.solve import minimise
 from specs.architecture.model import Architecture

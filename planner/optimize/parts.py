@@ -49,6 +49,7 @@ class Column:
     role: Role = "unified"
     channel: str = ""  # that a prefill and a decode column have to share
     watts: tuple[tuple[str, float], ...] = ()
+    elsewhere: tuple[tuple[str, int], ...] = ()  # (pool, devices of `gpus`) where stages stand outside `pool`, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class OptimisticFamily:
     role: Role = "unified"
     channel: str = ""
     watts: tuple[tuple[str, float], ...] = ()
+    elsewhere: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,16 @@ def slot_gpus(gpus: int, node_devices: int) -> float:
     return node_devices / (node_devices // gpus)
 
 
+def devices_in(member: Column | OptimisticFamily, pool: str) -> int:
+    """Devices that one replica takes of a pool."""
+    if pool == member.pool:
+        return member.gpus - sum(devices for _, devices in member.elsewhere)
+    return sum(devices for name, devices in member.elsewhere if name == pool)
+
+
 def most_replicas(member: Column | OptimisticFamily, pool: Pool) -> int:
-    """No more replicas of this size are in the pool's devices."""
-    return pool.devices // member.gpus
+    """No more replicas of this size are in the devices of their first pool."""
+    return pool.devices // devices_in(member, pool.name)
 
 
 def scale_of(programme: Programme, name: str, role: Role, channel: str = "") -> float:

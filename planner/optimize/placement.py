@@ -13,11 +13,12 @@ from specs.plan import DeviceSlot, ReplicaPlacement
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """`replicas` replicas of `gpus` devices for one group."""
+    """`replicas` replicas of `gpus` devices for one group, or parts of them: those whose stages stand in this pool."""
 
     group: str
     gpus: int
     replicas: int
+    part: int = 0  # of a replica with stages in several pools: which one, in rank order
 
 
 def placements(
@@ -32,7 +33,7 @@ def placements(
 
     Raises `CapstanError` where a pool does not hold what was chosen for it: the programme counts slots so that it does.
     """
-    placed: dict[str, tuple[ReplicaPlacement, ...]] = {}
+    parts: dict[str, dict[int, tuple[ReplicaPlacement, ...]]] = {}
     for pool in pools:
         wanted = demands.get(pool.name, ())
         if not wanted:
@@ -42,8 +43,19 @@ def placements(
         found = place(wanted, count, pool.gpus_per_node, rest, spread=spread)
         if found is None:
             raise CapstanError(f"the replicas chosen for pool {pool.name} cannot be placed on {count} nodes")
-        placed |= found
-    return placed
+        for demand in wanted:
+            parts.setdefault(demand.group, {})[demand.part] = found[demand.group]
+    return {group: _joined([found[part] for part in sorted(found)]) for group, found in parts.items()}
+
+
+def _joined(parts: list[tuple[ReplicaPlacement, ...]]) -> tuple[ReplicaPlacement, ...]:
+    """The replicas of one group from their parts in several pools, in rank order."""
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(
+        ReplicaPlacement(slots=tuple(slot for part in replica for slot in part.slots))
+        for replica in zip(*parts, strict=True)
+    )
 
 
 def place(

@@ -1,4 +1,4 @@
-"""Prefill and decode members of a programme that no optimum misses: roles multiply what is written down otherwise."""
+"""Members of a programme that no optimum misses are left out: the tree that is searched for ties grows with them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from planner.optimize.parts import Column, OptimisticFamily
 
 
 def undominated(columns: Iterable[Column]) -> tuple[Column, ...]:
-    """Of prefill and of decode columns that take the same devices for the same classes, those with the largest share.
+    """Of columns that take the same devices in the same role for the same classes, those with the largest share.
 
     No plan misses the others: each replica of theirs could be one of the better column.
     """
     best: dict[tuple[object, ...], Column] = {}
     for column in columns:
-        alone = (column.key,) if column.role == "unified" or column.watts else ()
+        alone = (column.key,) if column.watts else ()
         classes = tuple(name for name, _ in column.shares)
-        kind = (column.model, column.pool, column.gpus, column.role, column.channel, classes, alone)
+        kind = (column.model, column.pool, column.gpus, column.elsewhere, column.role, column.channel, classes, alone)
         if kind not in best or column.shares > best[kind].shares:
             best[kind] = column
     return tuple(sorted(best.values(), key=lambda column: column.key))

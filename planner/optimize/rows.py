@@ -17,6 +17,7 @@ from planner.optimize.parts import (
     Programme,
     Role,
     Variables,
+    devices_in,
     members,
     scale_of,
     slot_gpus,
@@ -138,9 +139,9 @@ def replicas_fit_the_pools(programme: Programme, variables: Variables) -> Rows:
     """Replicas of a pool fit into its rented nodes, or into its devices."""
     for index, pool in enumerate(programme.pools):
         taken = pulp.lpSum(
-            slot_gpus(member.gpus, pool.node_devices) * variables.replicas[member.key]
+            slot_gpus(devices_in(member, pool.name), pool.node_devices) * variables.replicas[member.key]
             for member in members(programme)
-            if member.pool == pool.name
+            if devices_in(member, pool.name)
         )
         if pool.rent == "node":
             nodes = variables.nodes[pool.name] - variables.spare.get(pool.name, 0)
@@ -159,9 +160,10 @@ def power_is_kept(programme: Programme, variables: Variables) -> Rows:
     """Devices at work draw at most the stated watts, each as much as it may (its cap, or its own limit)."""
     if programme.power_w is None:
         return
-    most = {pool.name: pool.most_watts for pool in programme.pools}
     drawn = pulp.lpSum(
-        most[member.pool] * member.gpus * variables.replicas[member.key] for member in members(programme)
+        sum(pool.most_watts * devices_in(member, pool.name) for pool in programme.pools)
+        * variables.replicas[member.key]
+        for member in members(programme)
     )
     yield "power", drawn <= programme.power_w
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.candidates.disaggregated import ANSWERS_FOR
-from planner.candidates.pricing import FIRST_FACTOR, Bracket, Pricer, metrics_of
+from planner.candidates.pricing import Pricer, metrics_of
+from planner.candidates.rungs import FIRST_FACTOR, Bracket
 from planner.optimize.decision import Bought, capacity_of
-from planner.optimize.parts import DEMAND_TOLERANCE
 
 SHRINK = 0.95  # load that is left to a column when the whole plan is refuted
+JUST_FAILS = 1.0 - 1e-4  # of the demand: further below it than the tolerances of all rows and of the solver together
 
 
 def shrink(
@@ -45,8 +46,11 @@ def shrink(
         alike = (family.options.role != "unified") == (family.model in split)
         if family.model in guilty and (everything or (bracket.factor > 1.0 and alike) or key in enough):
             bracket.factor *= min(SHRINK, enough.get(key, SHRINK))
-    for model in guilty - split:
-        pricer.first_factor[model] = max(1.0, pricer.first_factor.get(model, FIRST_FACTOR) * SHRINK)
+    for model in guilty:
+        for role in ("prefill", "decode") if model in split else ("unified",):
+            if not (metrics and metrics.isdisjoint(ANSWERS_FOR[role])):
+                first = pricer.first_factor.get((model, role), FIRST_FACTOR)
+                pricer.first_factor[model, role] = max(1.0, first * SHRINK)
 
 
 def _enough(bought: tuple[Bought, ...], item: Bought) -> float:
@@ -55,4 +59,4 @@ def _enough(bought: tuple[Bought, ...], item: Bought) -> float:
     With more of it the same plan would come out and be refuted again.
     """
     carried = min(capacity_of(bought, name, item.role) for name in item.column.classes)
-    return (1.0 - 2.0 * DEMAND_TOLERANCE) / carried if carried > 1.0 else 1.0
+    return JUST_FAILS / carried if carried > 1.0 else 1.0

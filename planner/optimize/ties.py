@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pulp
 
 from planner.optimize.objectives import objective
-from planner.optimize.parts import Programme, Variables, members, scale_of, split_of
+from planner.optimize.parts import Programme, Variables, devices_in, members, scale_of, split_of
 from planner.optimize.rows import Rows, surviving
 
 Ties = Literal["any", "operable", "all"]
@@ -62,5 +62,5 @@ def used_groups_are_counted(programme: Programme, variables: Variables) -> Rows:
     """Replicas are bought only of what counts as used (tie-breaks only)."""
     devices = {pool.name: pool.devices for pool in programme.pools}
     for index, member in enumerate(members(programme)):
-        most = devices[member.pool] // member.gpus
+        most = devices[member.pool] // devices_in(member, member.pool)
         yield f"used_{index}", variables.replicas[member.key] <= most * variables.used[member.key]

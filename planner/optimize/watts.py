@@ -16,7 +16,8 @@ import numpy as np
 from planner.candidates.disaggregated import priced_fleet
 from planner.candidates.enumerate import MOST_BUDGET
 from planner.candidates.family import Family
-from planner.candidates.pricing import Bracket, Pricer
+from planner.candidates.pricing import Pricer
+from planner.candidates.rungs import Bracket
 from planner.cost.energy import bounded_joules
 from planner.cost.latency import latency_of
 from planner.cost.operations import operations
@@ -124,6 +125,7 @@ def watts_of(result: FleetResult, workload: Workload, index: int, family: Family
         load_power(family.device.name),
         family.pool.power_cap_w,
         family.options.speculation,
+        [(stage, load_power(stage.device.name)) for stage in family.stage_devices],
     )
 
 

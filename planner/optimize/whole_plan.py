@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,7 +33,13 @@ class WholePlan:
     hardware: HardwareSpec
     router: RouterName = "least_outstanding"
 
-    def simulate(self, workload: Workload, slos: Mapping[str, SLO] | None, faults: Iterable[Fault] = ()) -> FleetResult:
+    def simulate(
+        self,
+        workload: Workload,
+        slos: Mapping[str, SLO] | None,
+        faults: Iterable[Fault] = (),
+        progress: Callable[[float], None] | None = None,
+    ) -> FleetResult:
         """`workload` on all groups; where `slos` are given, a run ends as soon as one of them is broken."""
         parts = tuple(
             Part(
@@ -41,6 +47,7 @@ class WholePlan:
                 item.column.variant,
                 item.replicas,
                 tuple(slot for replica in self.placement[group_id(index)] for slot in replica.slots),
+                item.hands_over_to,
             )
             for index, item in enumerate(self.bought)
             if item.column.variant is not None
@@ -48,9 +55,16 @@ class WholePlan:
         groups, links = whole_fleet(parts, self.routes, workload, self.hardware)
         failing = tuple(faults)
         if not links and not failing:
-            return simulate_parts(groups, self.routes, workload, router=self.router, refute=slos)
+            return simulate_parts(groups, self.routes, workload, router=self.router, refute=slos, progress=progress)
         return simulate_fleet(
-            groups, self.routes, workload, router=self.router, links=links, faults=failing, refute=slos
+            groups,
+            self.routes,
+            workload,
+            router=self.router,
+            links=links,
+            faults=failing,
+            refute=slos,
+            progress=progress,
         )
 
     @property
@@ -66,11 +80,11 @@ class WholePlan:
         """What is left when `nodes` fail: their replicas are gone, and classes are split anew over the others."""
         left: list[tuple[Bought, tuple[ReplicaPlacement, ...]]] = []
         for index, item in enumerate(self.bought):
-            pool = item.column.family.pool.name
+            places = item.column.family.places
             standing = tuple(
                 replica
                 for replica in self.placement[group_id(index)]
-                if not any((pool, slot.node) in nodes for slot in replica.slots)
+                if not any((pool, slot.node) in nodes for pool, slot in places(replica))
             )
             if standing:
                 left.append((replace(item, replicas=len(standing)), standing))
@@ -85,12 +99,13 @@ class WholePlan:
         """Sets of `count` nodes whose loss should hurt most: of each class and phase, and of devices in each pool."""
         loads: dict[tuple[str, str], dict[Node, float]] = {}
         for index, item in enumerate(self.bought):
-            pool = item.column.family.pool.name
             for replica in self.placement[group_id(index)]:
-                for node in {slot.node for slot in replica.slots}:
+                places = item.column.family.places(replica)
+                for pool, node in dict.fromkeys((pool, slot.node) for pool, slot in places):
                     for name in item.column.classes:
                         _add(loads.setdefault((name, item.role), {}), (pool, node), item.column.lower)
-                    _add(loads.setdefault(("devices", pool), {}), (pool, node), len(replica.slots))
+                    devices = sum(other == pool for other, _ in places)
+                    _add(loads.setdefault(("devices", pool), {}), (pool, node), devices)
         sets = [
             frozenset(node for node, _ in sorted(load.items(), key=lambda entry: (-entry[1], entry[0]))[:count])
             for _, load in sorted(loads.items())
@@ -104,18 +119,24 @@ class WholePlan:
         for pool in self.hardware.pools:
             if pool.spot is None or pool.spot.interruptions_per_hour <= 0:
                 continue
-            own = [index for index, item in enumerate(self.bought) if item.column.family.pool.name == pool.name]
-            nodes = sorted({s.node for i in own for r in self.placement[group_id(i)] for s in r.slots})
-            for node in nodes:
+            own = [index for index, item in enumerate(self.bought) if item.column.family.gpus_in(pool.name)]
+            for node in sorted({node for index in own for of in self._nodes_of(index, pool.name) for node in of}):
                 down_s = pool.spot.recovery_s
                 at_s = float(random.exponential(3600.0 / pool.spot.interruptions_per_hour))
                 while at_s < horizon_s:
                     for index in own:
-                        for number, replica in enumerate(self.placement[group_id(index)]):
-                            if any(slot.node == node for slot in replica.slots):
+                        for number, nodes in enumerate(self._nodes_of(index, pool.name)):
+                            if node in nodes:
                                 found.append(Fault(group_id(index), number, at_s, at_s + down_s))
                     at_s += down_s + float(random.exponential(3600.0 / pool.spot.interruptions_per_hour))
         return tuple(found)
+
+    def _nodes_of(self, index: int, pool: str) -> list[set[int]]:
+        """Nodes of a pool that each replica of a group stands on."""
+        places = self.bought[index].column.family.places
+        return [
+            {slot.node for name, slot in places(replica) if name == pool} for replica in self.placement[group_id(index)]
+        ]
 
 
 def _add(load: dict[Node, float], node: Node, amount: float) -> None:
@@ -129,8 +150,9 @@ def placed(
     demands: dict[str, tuple[Demand, ...]] = {}
     for index, item in enumerate(bought):
         family = item.column.family
-        wanted = Demand(group_id(index), family.gpus, item.replicas)
-        demands[family.pool.name] = (*demands.get(family.pool.name, ()), wanted)
+        for part, pool in enumerate(family.pools):
+            wanted = Demand(group_id(index), family.gpus_in(pool.name), item.replicas, part)
+            demands[pool.name] = (*demands.get(pool.name, ()), wanted)
     return placements(hardware.pools, demands, nodes or {}, spread=spread)
 
 

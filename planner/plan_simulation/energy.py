@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from planner.cost.energy import grams_co2, grams_co2_per_million_tokens
+from planner.cost.unlike_stages import StageDevice
 from planner.facts import in_pool
 from planner.group_power import group_power_w
 from planner.simulate import FleetResult, Workload
+from planner.stage_devices import stage_devices
 from specs.architecture import load_architecture
 from specs.deployment import DeploymentSpec
 from specs.plan import Plan, ReplicaGroup
@@ -21,7 +23,7 @@ def energy_summary(plan: Plan, result: FleetResult, workload: Workload) -> dict[
     in it.
     """
     spec = DeploymentSpec.model_validate(plan.spec)
-    used = {group.device: _profile(plan, spec, group) for group in plan.groups}
+    used = {stage.device: _profile(plan, spec, stage.pool) for group in plan.groups for stage in group.machines}
     profiles = [profile for profile in used.values() if profile is not None]
     if len(profiles) < len(used) or result.horizon_s <= 0:
         return None
@@ -50,8 +52,8 @@ def energy_summary(plan: Plan, result: FleetResult, workload: Workload) -> dict[
     }
 
 
-def _profile(plan: Plan, spec: DeploymentSpec, group: ReplicaGroup) -> PowerProfile | None:
-    return plan.power.get(spec.hardware.pool(group.pool).device)
+def _profile(plan: Plan, spec: DeploymentSpec, pool: str) -> PowerProfile | None:
+    return plan.power.get(spec.hardware.pool(pool).device)
 
 
 def _group_w(plan: Plan, spec: DeploymentSpec, index: int, result: FleetResult, workload: Workload) -> float:
@@ -70,7 +72,16 @@ def _group_w(plan: Plan, spec: DeploymentSpec, index: int, result: FleetResult, 
         plan.power[pool.device],
         pool.power_cap_w,
         group.scheduling.speculation,
+        _stages(plan, spec, group),
     )
+
+
+def _stages(plan: Plan, spec: DeploymentSpec, group: ReplicaGroup) -> list[tuple[StageDevice, PowerProfile]]:
+    """What each stage stands on, of a group that has them in several pools."""
+    pools = [spec.hardware.pool(stage.pool) for stage in group.stages]
+    ranks = group.layout.tensor_parallel * group.layout.attention_data_parallel
+    devices = stage_devices(pools, ranks, spec.hardware, plan.devices, plan.profiles, plan.power)
+    return [(stage, plan.power[pool.device]) for stage, pool in zip(devices, pools, strict=True)]
 
 
 def _source(power: PowerProfile) -> str:

@@ -13,10 +13,12 @@ from planner.admission import admitted
 from planner.candidates.enumerate import widest_limits
 from planner.candidates.replica import replica_model as replica_of
 from planner.candidates.replica import tokens_per_sequence
-from planner.cost.margin import margin_note, step_margin
+from planner.cost.margin import margin_note, margin_of
 from planner.cost.power_cap import cap_of
 from planner.cost.step import step_times
+from planner.cost.step_times import StepTimes
 from planner.cost.transfer import host_link
+from planner.cost.unlike_stages import StageDevice, together, unlike_step_times
 from planner.facts import in_pool
 from planner.plan_simulation.clients import is_closed_loop, simulate_clients
 from planner.plan_simulation.energy import energy_summary
@@ -32,6 +34,8 @@ from planner.simulate import (
     simulate_fleet,
     slos_of,
 )
+from planner.stage_devices import stage_devices
+from planner.stated.replicas import choices_of
 from specs.architecture import load_architecture
 from specs.deployment import SLO, DeploymentSpec, TraceFormat
 from specs.document import write_atomically
@@ -160,8 +164,17 @@ def replica_model(plan: Plan, group: ReplicaGroup, *, central: bool = False) -> 
     spec = DeploymentSpec.model_validate(plan.spec)
     pool, limits = spec.hardware.pool(group.pool), group.limits
     speculation = group.scheduling.speculation
-    rows, tokens = widest_limits(spec.choices.of(group.model), group.layout, speculation)
+    choices = spec.choices.of(group.model)
+    rows, tokens = widest_limits(choices_of(limits) if choices.groups else choices, group.layout, speculation)
     ranks = group.layout.attention_data_parallel
+    margin = margin_of(plan.engines[group.engine], None if central else spec.limits.confidence)
+    rows = max(rows, ranks * limits.max_num_seqs * tokens_per_sequence(speculation))
+    tokens = max(tokens, ranks * limits.max_num_batched_tokens)
+    if group.stages:
+        times = _over_pools(plan, spec, group, rows, tokens)
+        return replica_of(
+            times.scaled(margin.steps, margin.first_token), group.layout, limits, group.cache, group.scheduling
+        )
     device = in_pool(plan.devices[pool.device], pool, spec.hardware)
     times = step_times(
         load_architecture(plan.architectures[group.model]),
@@ -170,9 +183,9 @@ def replica_model(plan: Plan, group: ReplicaGroup, *, central: bool = False) -> 
         group.cache.kv_dtype,
         device,
         plan.profiles[pool.device],
-        plan.engines[group.engine],
-        max(rows, ranks * limits.max_num_seqs * tokens_per_sequence(speculation)),
-        max(tokens, ranks * limits.max_num_batched_tokens),
+        plan.engines[group.engine].at(group.engine_version),
+        rows,
+        tokens,
         expert_skew=None if group.experts is None else group.experts.skew,
         cap=cap_of(pool, device, plan.power.get(pool.device)),
         adapters=spec.models[group.model].adapters,
@@ -181,9 +194,38 @@ def replica_model(plan: Plan, group: ReplicaGroup, *, central: bool = False) -> 
     link = host_link(device)
     # a batch crosses the stages one after the other, each over the link of its own device
     host_token_s = group.layout.pipeline_parallel * memory.kv_bytes_per_token / link.reached_bytes_per_s
-    margin = step_margin(plan.engines[group.engine], None if central else spec.limits.confidence)
-    times = replace(times, host_token_s=host_token_s).scaled(margin)
+    times = replace(times, host_token_s=host_token_s).scaled(margin.steps, margin.first_token)
     return replica_of(times, group.layout, limits, group.cache, group.scheduling)
+
+
+def _over_pools(plan: Plan, spec: DeploymentSpec, group: ReplicaGroup, rows: int, tokens: int) -> StepTimes:
+    """Step times of a group whose stages stand in several pools, each by the tables of its own device."""
+    devices = _devices_of(plan, spec, group)
+    times = unlike_step_times(
+        load_architecture(plan.architectures[group.model]),
+        group.layout,
+        group.weights_dtype,
+        group.cache.kv_dtype,
+        devices,
+        plan.engines[group.engine].at(group.engine_version),
+        rows,
+        tokens,
+        expert_skew=None if group.experts is None else group.experts.skew,
+    )
+    kv_bytes = group.cache.memory.kv_bytes_per_token
+    return together(
+        tuple(
+            replace(stage, host_token_s=kv_bytes / host_link(on.device).reached_bytes_per_s)
+            for stage, on in zip(times.stages, devices, strict=True)
+        )
+    )
+
+
+def _devices_of(plan: Plan, spec: DeploymentSpec, group: ReplicaGroup) -> tuple[StageDevice, ...]:
+    """On what the stages of a group stand that has them in several pools."""
+    pools = [spec.hardware.pool(stage.pool) for stage in group.stages]
+    ranks = group.layout.tensor_parallel * group.layout.attention_data_parallel
+    return stage_devices(pools, ranks, spec.hardware, plan.devices, plan.profiles, plan.power)
 
 
 def _in_blocks(workload: Workload, groups: tuple[FleetGroup, ...]) -> Workload:

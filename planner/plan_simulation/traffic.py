@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.simulate import BUSIEST_S, LEAST_REQUESTS, Workload, declared_workload
+from planner.simulate.traffic.window import window_s
 from planner.throughput import stated_at
 from specs.deployment import DeploymentSpec, TraceFormat, TraceSpec, TrafficClass, resolved
 from specs.errors import InputError, nearest_names
@@ -61,7 +62,7 @@ def planned_workload(
         spec = _with_trace(spec, trace, trace_format)
     window: dict[str, Any] = {
         "seed": seed,
-        "seconds": BUSIEST_S,
+        "seconds": window_s(spec, BUSIEST_S),
         "least_requests": LEAST_REQUESTS,
         "predictor_error": _predictor_error(plan),
     }

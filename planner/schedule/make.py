@@ -17,6 +17,7 @@ from planner.schedule.path import cheapest_cycle
 from planner.schedule.slots import Slot, changes_over_time, slots
 from planner.schedule.switching import switch
 from specs.deployment import DeploymentSpec
+from specs.deployment.stated import refuse_stated
 from specs.errors import InputError, NoPlanError
 from specs.plan import Plan, Route
 from specs.schedule import Schedule
@@ -94,6 +95,7 @@ def _chosen(day: _Day, kind: str, name: str, version: str) -> Chosen:
 
 
 def _check(spec: DeploymentSpec) -> None:
+    refuse_stated(spec, "a schedule")
     if not changes_over_time(spec):
         raise InputError(
             "no class has a window or a diurnal rate, so one plan serves all day",

@@ -16,7 +16,7 @@ from specs.plan import Plan, ReplicaGroup
 from specs.schedule import Switch
 
 ENGINE_START_S = 60.0  # process, graphs, first request; an assumption, `schedule.switching.start` replaces it
-_Devices = frozenset[tuple[int, int]]  # (node, device)
+_Devices = frozenset[tuple[str, int, int]]  # (pool, node, device)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class _Replica:
     """One running copy: what it is, and where."""
 
     configuration: str
-    pool: str
     devices: _Devices
     start_s: float
 
@@ -40,7 +39,7 @@ def switch(
     old, new = _replicas(before, spec), _replicas(after, spec)
     kept = old & new
     clashing = _clashing(old, new, kept)
-    kept = {replica for replica in kept if replica.pool not in clashing}
+    kept = {replica for replica in kept if not any(pool in clashing for pool, _, _ in replica.devices)}
     started, stopped = new - kept, old - kept
     devices: dict[str, int] = {}
     for pool in spec.hardware.pools:
@@ -71,8 +70,7 @@ def _replicas(plan: Plan | None, spec: DeploymentSpec) -> set[_Replica]:
     return {
         _Replica(
             _configuration(group),
-            group.pool,
-            frozenset((slot.node, slot.device) for slot in placement.slots),
+            frozenset((pool, slot.node, slot.device) for pool, slot in group.places(placement)),
             start_s(group, plan, spec),
         )
         for group in plan.groups
@@ -109,16 +107,18 @@ def _clashing(old: set[_Replica], new: set[_Replica], kept: set[_Replica]) -> se
 
     There the new plan starts on other nodes as a whole (its node numbers are then those of other nodes).
     """
-    held = {(replica.pool, device) for replica in old for device in replica.devices}
-    return {replica.pool for replica in new - kept for device in replica.devices if (replica.pool, device) in held}
+    held = {device for replica in old for device in replica.devices}
+    return {device[0] for replica in new - kept for device in replica.devices if device in held}
 
 
 def _meanwhile(
     pool: PoolSpec, old: set[_Replica], new: set[_Replica], started: set[_Replica], clashing: set[str]
 ) -> int:
     """Devices of the pool that are rented while both plans are up."""
-    before = {device for replica in old if replica.pool == pool.name for device in replica.devices}
-    after = {device for replica in new if replica.pool == pool.name for device in replica.devices}
+    before, after = (
+        {(node, device) for replica in replicas for name, node, device in replica.devices if name == pool.name}
+        for replicas in (old, new)
+    )
     apart = pool.name in clashing
     if pool.rent == "node":
         nodes, others = ({node for node, _ in devices} for devices in (before, after))

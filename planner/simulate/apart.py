@@ -7,8 +7,9 @@ the number of a request (accepted drafts) is drawn anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from planner.simulate.fleet import simulate_fleet
 from planner.simulate.model import FleetGroup, IntArray, Workload
 from planner.simulate.result import FleetResult, GroupLoad
+from planner.simulate.together import together
 from specs.deployment import SLO
 from specs.plan import Route, RouterName
 
@@ -43,22 +45,30 @@ def simulate_parts(
     *,
     router: RouterName = "least_outstanding",
     refute: Mapping[str, SLO] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> FleetResult:
-    """As `simulate_fleet` of groups that hand nothing over; a limit that is broken ends the run after its part."""
+    """As `simulate_fleet` of groups that hand nothing over; a limit that is broken is the last part of the result.
+
+    `progress` is told of each part.
+    """
     parts = _parts(groups, routes)
     everywhere = sum(len(members) for members, _ in parts) == len(groups)
     if len(parts) == 1 or not everywhere or sum(group.replicas for group in groups) < LEAST_REPLICAS:
-        return simulate_fleet(groups, routes, workload, router=router, refute=refute)
-    results = []
-    for members, classes in parts:
+        return simulate_fleet(groups, routes, workload, router=router, refute=refute, progress=progress)
+
+    def run(members: list[int], classes: set[str]) -> FleetResult:
         own = only(workload, tuple(name for name in workload.classes if name in classes))
         slos = None if refute is None else {name: slo for name, slo in refute.items() if name in classes}
         own_routes = [route for route in routes if route.request_class in classes]
-        result = simulate_fleet([groups[i] for i in members], own_routes, own, router=router, refute=slos)
-        results.append((result, members, np.flatnonzero(_of(workload, classes))))
+        groups_of = [groups[i] for i in members]
+        return simulate_fleet(groups_of, own_routes, own, router=router, refute=slos, progress=progress)
+
+    results = []
+    for result, (members, classes) in zip(together(partial(run, *part) for part in parts), parts, strict=True):
+        results.append((result, members, places_in(workload, classes)))
         if result.refuted_early is not None:
             break
-    return _joined(groups, workload, results)
+    return joined(len(groups), workload, results)
 
 
 def only(workload: Workload, classes: tuple[str, ...]) -> Workload:
@@ -67,8 +77,14 @@ def only(workload: Workload, classes: tuple[str, ...]) -> Workload:
         return workload
     place = np.full(len(workload.classes), -1)
     place[[workload.classes.index(name) for name in classes]] = np.arange(len(classes))
-    part = workload.select(place[workload.class_index] >= 0)
+    part = workload.at(places_in(workload, classes))
     return replace(part, classes=classes, class_index=place[part.class_index])
+
+
+def places_in(workload: Workload, classes: Iterable[str]) -> IntArray:
+    """Where the requests of these classes stand in the workload, ascending."""
+    chosen = [workload.places[workload.classes.index(name)] for name in classes]
+    return np.sort(np.concatenate(chosen)) if len(chosen) > 1 else chosen[0]
 
 
 def _parts(groups: Sequence[FleetGroup], routes: Sequence[Route]) -> list[tuple[list[int], set[str]]]:
@@ -83,14 +99,13 @@ def _parts(groups: Sequence[FleetGroup], routes: Sequence[Route]) -> list[tuple[
     return [(sorted(members), classes) for members, classes in parts]
 
 
-def _of(workload: Workload, classes: set[str]) -> Any:
-    return np.isin(workload.class_index, [workload.classes.index(name) for name in classes])
-
-
-def _joined(
-    groups: Sequence[FleetGroup], workload: Workload, results: list[tuple[FleetResult, list[int], IntArray]]
+def joined(
+    group_count: int, workload: Workload, results: Sequence[tuple[FleetResult, list[int], IntArray]]
 ) -> FleetResult:
-    """One result of the parts; requests of parts that were not run are not routed."""
+    """One result of the parts: each with the places of its groups and of its requests in the whole.
+
+    Requests of parts that were not run are not routed.
+    """
     arrays: dict[str, Any] = {name: np.full(len(workload), -1) for name in _BY_GROUP}
     first = results[0][0]
     for name, nothing in _BY_REQUEST.items():
@@ -112,7 +127,7 @@ def _joined(
     return replace(
         first,
         **arrays,
-        groups=tuple(loads[index] for index in range(len(groups)) if index in loads),
+        groups=tuple(loads[index] for index in range(group_count) if index in loads),
         horizon_s=workload.horizon_s,
         end_s=max(run.end_s for run in runs),
         events=sum(run.events for run in runs),

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.simulate import native
-from planner.simulate.arrivals import ClosedLoopClients
+from planner.simulate.conditions import Conditions
 from planner.simulate.fleet import MAX_EVENTS, MAX_EVENTS_EXACT
 from planner.simulate.model import FleetGroup, FloatArray, IntArray, ReplicaModel, Workload
 from planner.simulate.result import FleetResult
-from planner.simulate.run import Conditions, FleetRun
 from specs.plan import Route
 
 
@@ -89,6 +88,9 @@ def simulate_closed_loop(
         most = MAX_EVENTS if max_events is None else max_events
         result = native.simulate(groups, routes, workload, max_events=most, clients=concurrency)
     else:
+        from planner.simulate.arrivals import ClosedLoopClients
+        from planner.simulate.run import FleetRun
+
         most = MAX_EVENTS_EXACT if max_events is None else max_events
         clients = ClosedLoopClients(count, concurrency)
         result = FleetRun(groups, routes, workload, clients, Conditions(), max_events=most).result()

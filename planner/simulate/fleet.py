@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from planner.simulate import native
-from planner.simulate.arrivals import OpenArrivals
+from planner.simulate.conditions import Conditions
 from planner.simulate.faults import Fault
 from planner.simulate.links import Link
 from planner.simulate.model import FleetGroup, Workload
 from planner.simulate.result import FleetResult
-from planner.simulate.run import Conditions, FleetRun
 from specs.deployment import SLO
 from specs.plan import Route, RouterName
 
@@ -58,6 +57,9 @@ def simulate_fleet(
             max_events=MAX_EVENTS if max_events is None else max_events,
             progress=progress,
         )
+    from planner.simulate.arrivals import OpenArrivals
+    from planner.simulate.run import FleetRun  # the oracle and the rules that it steps by are seldom wanted
+
     run = FleetRun(
         groups,
         routes,

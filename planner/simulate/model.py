@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -100,15 +102,37 @@ class Workload:
 
     def select(self, mask: NDArray[np.bool_]) -> Workload:
         """The requests under `mask`, same classes, same window. A request whose predecessor is left out has none."""
-        chosen = np.flatnonzero(mask)
-        changed: dict[str, Any] = {name: array[chosen] for name, array in self._arrays().items()}
+        return self.at(np.flatnonzero(mask))
+
+    def at(self, places: IntArray) -> Workload:
+        """The requests at `places`, which ascend, as `select` takes them."""
+        changed: dict[str, Any] = {name: array[places] for name, array in self._arrays().items()}
         if self.after is not None:
-            place = np.where(mask, np.cumsum(mask) - 1, -1)
-            before = self.after[chosen]
+            place = np.full(len(self), -1)
+            place[places] = np.arange(len(places))
+            before = self.after[places]
             changed["after"] = np.where(before >= 0, place[before], -1)
         if self.prefixes is not None:
-            changed["prefixes"] = self.prefixes.select(chosen)
+            changed["prefixes"] = self.prefixes.select(places)
         return replace(self, **changed, window_s=self.horizon_s)
+
+    @cached_property
+    def places(self) -> tuple[IntArray, ...]:
+        """Of the requests of each class, in the order of `classes`."""
+        return places_of(self.class_index, len(self.classes))
+
+
+def places_of(index: IntArray, count: int) -> tuple[IntArray, ...]:
+    """Where each of the numbers 0 .. `count` - 1 stands in `index`, ascending; other numbers are left out."""
+    if count == 1:
+        return (np.flatnonzero(index == 0),)
+    if len(index) and index.min() < 0:
+        inside = np.flatnonzero(index >= 0)
+        return tuple(inside[places] for places in places_of(index[inside], count))
+    short = index.astype(np.int16) if count < 2**15 else index  # sorted by counting
+    order = np.argsort(short, kind="stable")
+    edges = np.searchsorted(short[order], np.arange(count + 1))
+    return tuple(order[start:end] for start, end in pairwise(edges))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from specs.deployment import SLO, Metric
 
 BoolArray = NDArray[np.bool_]
 SATURATED = 0.05
+_ALL = slice(None)
 # Why a request was refused, by `FleetResult.refusal`; index 0: it was not.
 REFUSALS = ("", "too long", "larger than the KV cache", "queue full", "session ended", "no replica up")
 
@@ -104,6 +106,14 @@ class FleetResult:
         here: BoolArray = self.group_index == group
         return here if self.decode_group_index is None else here | (self.decode_group_index == group)
 
+    def at(self, places: IntArray) -> FleetResult:
+        """The same run, of the requests at `places` alone; what is said of groups stays what it is of all."""
+        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
+        changed: dict[str, Any] = {
+            name: array[places] for name, array in arrays.items() if isinstance(array, np.ndarray)
+        }
+        return replace(self, **changed)
+
     def metric_s(self, metric: Metric) -> FloatArray:
         return {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}[metric]
 
@@ -127,12 +137,12 @@ class FleetResult:
             return mask & ~(np.isnan(self.tpot_s) & ~np.isnan(self.e2e_s))
         return mask
 
-    def within(self, metric: Metric, limit_s: float) -> BoolArray:
-        """Mask of requests that meet one limit."""
-        done = ~np.isnan(self.e2e_s)
+    def within(self, metric: Metric, limit_s: float, places: IntArray | slice = _ALL) -> BoolArray:
+        """Mask of requests that meet one limit; of those at `places` alone."""
+        done = ~np.isnan(self.e2e_s[places])
         if metric == "tpot":
-            return done & ~(self.tpot_s > limit_s)
-        return done & (self.metric_s(metric) <= limit_s)
+            return done & ~(self.tpot_s[places] > limit_s)
+        return done & (self.metric_s(metric)[places] <= limit_s)
 
 
 @dataclass(frozen=True)
@@ -209,12 +219,12 @@ def meets(result: FleetResult, workload: Workload, slos: Mapping[str, SLO]) -> V
     """Judge every objective by nearest rank; a run that ended early or at its event bound never holds."""
     misses = []
     for name, slo in slos.items():
-        mask = workload.of_class(name)
-        requests = int(mask.sum())
+        own = workload.places[workload.classes.index(name)]
+        requests = len(own)
         for requirement in requirements(slo):
-            good = mask.copy()
+            good = np.ones(requests, dtype=np.bool_)
             for metric, limit_s in requirement.thresholds:
-                good &= result.within(metric, limit_s)
+                good &= result.within(metric, limit_s, own)
             attained = int(good.sum())
             if requests - attained > requirement.allowed_misses(requests):
                 misses.append(Miss(name, requirement.text, attained / requests, requirement.share))

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from planner.simulate.arrivals import Arrivals
-from planner.simulate.faults import Fault, FaultSchedule
+from planner.simulate.conditions import Conditions
+from planner.simulate.faults import FaultSchedule
 from planner.simulate.gather import Outcome, gather
 from planner.simulate.group import Entry, Group
-from planner.simulate.links import Link, LinkQueue, Transfer
+from planner.simulate.links import LinkQueue, Transfer
 from planner.simulate.model import FleetGroup, Workload
 from planner.simulate.record import EventBoundError, Record
 from planner.simulate.refute import Refuter
@@ -36,23 +36,6 @@ _TOO_LONG, _TOO_LARGE, _QUEUE_FULL, _SESSION_ENDED, _NO_REPLICA = (
     REFUSALS.index(reason)
     for reason in ("too long", "larger than the KV cache", "queue full", "session ended", "no replica up")
 )
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a run is subject to beside replicas and requests."""
-
-    router: str = "least_outstanding"
-    poll_s: float = 0.0  # routers see loads as of the last multiple of it; 0: as they are
-    faults: tuple[Fault, ...] = ()
-    links: Mapping[str, Link] = field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.poll_s and not 1e-6 <= self.poll_s < math.inf:
-            raise ValueError(
-                f"routers look at loads every microsecond at most, or always (0), not every {self.poll_s} s"
-            )
 
 
 class FleetRun:

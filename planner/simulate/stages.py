@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 
@@ -26,9 +27,18 @@ class Stages:
 
         A stage that is still busy with the batch before holds this one up.
         """
-        free_s, delay_s, before = self._free_s, 0.0, 0.0
-        for stage, passed in enumerate(self._passed):
-            delay_s = max(delay_s, free_s[stage] - (start_s + before * seconds))
-            free_s[stage] = start_s + delay_s + passed * seconds
-            before = passed
-        return start_s + delay_s + seconds
+        return self._pass(start_s, [passed * seconds for passed in self._passed]) + seconds
+
+    def run_unlike(self, start_s: float, stage_seconds: Sequence[float]) -> float:
+        """The same of a step that takes each stage its own time."""
+        passed_s = list(accumulate(stage_seconds))
+        return self._pass(start_s, passed_s) + passed_s[-1]
+
+    def _pass(self, start_s: float, passed_s: Sequence[float]) -> float:
+        """When the step would have entered so as to meet no busy stage; `passed_s`: from there until it leaves each."""
+        free_s, delay_s, before_s = self._free_s, 0.0, 0.0
+        for stage, after_s in enumerate(passed_s):
+            delay_s = max(delay_s, free_s[stage] - (start_s + before_s))
+            free_s[stage] = start_s + delay_s + after_s
+            before_s = after_s
+        return start_s + delay_s

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
+from planner.cost.step_times import StepTimes
 from planner.simulate.model import ReplicaModel
 from planner.simulate.record import EventBoundError, LaneLoad, Outstanding, Record
 from planner.simulate.stages import Stages
@@ -137,7 +138,11 @@ class StepLane:
         load.steps += 1
         load.running_peak = max(load.running_peak, len(former.running))
         load.blocks_peak = max(load.blocks_peak, former.blocks.used_blocks)
-        seconds = self._step_s(step)
+        if self._stages is not None and self._model.times.stages:
+            by_stage = [self._step_s(step, times) for times in self._model.times.stages]
+            by_stage[-1] += self._draft_s(step)
+            return self._stages.run_unlike(time_s, by_stage)
+        seconds = self._step_s(step, self._model.times) + self._draft_s(step)
         if self._stages is not None:
             return self._stages.run(time_s, seconds)
         end_s = time_s + seconds
@@ -184,11 +189,11 @@ class StepLane:
             for sequence in step.decodes
         ]
 
-    def _step_s(self, step: Step) -> float:
-        window = self._model.times.window_tokens
+    def _step_s(self, step: Step, times: StepTimes) -> float:
+        window = times.window_tokens
         new = 1 + step.draft_tokens
         contexts = [sequence.computed_tokens + new for sequence in step.decodes]
-        seconds = self._model.times.step_s(
+        return times.step_s(
             tokens=step.tokens,
             sampled=step.decode_tokens + sum(chunk.completes for chunk in step.chunks),
             sequences=len(step.decodes) + len(step.chunks),
@@ -198,10 +203,11 @@ class StepLane:
             chunks=[(chunk.tokens, chunk.start) for chunk in step.chunks],
             moved_tokens=step.moved_tokens,
         )
+
+    def _draft_s(self, step: Step) -> float:
+        """What drafting adds to a step: where tokens are sampled."""
         speculation = self._model.scheduling.speculation
-        if speculation is not None and step.decodes:
-            seconds += speculation.draft_s
-        return seconds
+        return speculation.draft_s if speculation is not None and step.decodes else 0.0
 
 
 def batch_former(model: ReplicaModel, lane: int, prefix_unit_tokens: int) -> BatchFormer:

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from specs.document import Document, DType, Frozen
 
@@ -283,8 +291,51 @@ class LimitsSpec(Frozen):
     survive_node_failures: NonNegativeInt = 0
     gpus: dict[str, PositiveInt] = Field(default_factory=dict)  # by model
     utilisation: Fraction | None = None  # headroom: the promises hold at 1 / this share of the traffic
-    confidence: Fraction | None = None  # steps are as long as this quantile of measured ones was
+    confidence: Fraction | None = None  # steps and first tokens are as late as this quantile of measured ones was
     power_w: PositiveFloat | None = None
+
+
+class StatedGroup(Frozen):
+    """Equal replicas that stand already. None: what the engine does where it is told nothing."""
+
+    name: str
+    pool: str
+    replicas: PositiveInt
+    engine: Engine = "vllm"
+    engine_version: str | None = None  # None: the one that the catalogue's profile is of
+    nodes: tuple[NonNegativeInt, ...] | None = None  # of the pool; None: wherever there is room
+    role: Literal["unified", "prefill", "decode"] = "unified"
+    hands_over_to: str | None = None  # of a prefill group: the decode group that its requests go on in
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    pipeline_stages: tuple[PositiveInt, ...] | None = None  # layers of each stage; None: evenly
+    stage_pools: tuple[str, ...] | None = None  # where each stage stands, the first in `pool`; None: all in `pool`
+    attention_data_parallel: PositiveInt = 1
+    expert_parallel: PositiveInt = 1
+    weights: DType | None = None  # None: as the model declares, which is one type
+    kv_cache: DType | None = None  # likewise
+    max_num_seqs: PositiveInt | None = None
+    max_num_batched_tokens: PositiveInt | None = None
+    max_context_tokens: PositiveInt | None = None  # None: the model's
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of device memory that the engine may take
+    prefix_caching: bool | None = None
+    host_kv_bytes: NonNegativeInt = 0  # host memory for KV blocks, of one replica
+    draft_tokens: NonNegativeInt = 0  # proposed in a step, by what the model's `speculative` declares; 0: none
+    order: Literal["fcfs", "priority"] = "fcfs"
+    serves: dict[str, Fraction | None] | None = None  # by class: share of its requests, None: by capacity;
+    # None altogether: of every class what groups with stated shares leave
+
+    @property
+    def gpus(self) -> int:
+        """Devices of one replica."""
+        return self.tensor_parallel * self.attention_data_parallel * self.pipeline_parallel
+
+    @property
+    def gpus_by_pool(self) -> dict[str, int]:
+        """Devices of one replica by pool, in the order of the stages."""
+        ranks = self.tensor_parallel * self.attention_data_parallel
+        stages = self.stage_pools or (self.pool,) * self.pipeline_parallel
+        return {pool: ranks * stages.count(pool) for pool in dict.fromkeys(stages)}
 
 
 class ModelChoices(Frozen):
@@ -296,9 +347,16 @@ class ModelChoices(Frozen):
     max_num_batched_tokens: tuple[PositiveInt, ...] | None = None
     replicas: tuple[PositiveInt, ...] | None = None
     pool: tuple[str, ...] | None = None
+    stages_over: tuple[str, ...] | None = None  # pools that the pipeline stages of one replica may stand in
     attention_data_parallel: tuple[PositiveInt, ...] | None = None
     expert_parallel: tuple[PositiveInt, ...] | None = None
     prefix_caching: bool | None = None
+    groups: tuple[StatedGroup, ...] = ()  # all replicas of the model, where they are stated and not chosen
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `groups` and `stages_over` that say nothing."""
+        return {name: item for name, item in handler(self).items() if item or name not in ("groups", "stages_over")}
 
 
 class Choices(Frozen):
@@ -310,6 +368,11 @@ class Choices(Frozen):
     def of(self, model: str) -> ModelChoices:
         """The choices of one model; everything free where the user said nothing."""
         return self.models.get(model, ModelChoices())
+
+    @property
+    def stated(self) -> dict[str, tuple[StatedGroup, ...]]:
+        """The groups that are stated, by model; models whose replicas are chosen are not in it."""
+        return {name: choices.groups for name, choices in self.models.items() if choices.groups}
 
 
 class SwitchingSpec(Frozen):
@@ -340,6 +403,13 @@ class DeploymentSpec(Document):
     choices: Choices = Choices()
     measured: str | None = None  # file of measured request rates, in the place of the cost model where it has them
     schedule: ScheduleSpec = ScheduleSpec()
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Engines that a plan may be for: those to choose from, where anything is chosen, and those that are stated."""
+        stated = self.choices.stated
+        chosen = () if stated.keys() >= self.models.keys() else self.choices.engine
+        return tuple(dict.fromkeys((*chosen, *(group.engine for groups in stated.values() for group in groups))))
 
 
 def resolved(spec: DeploymentSpec) -> dict[str, Any]:

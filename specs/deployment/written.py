@@ -23,12 +23,15 @@ from specs.deployment.scalars import (
     Quantity,
     Text,
 )  # fmt: skip
+from specs.deployment.stated import finish_groups
+from specs.deployment.written_groups import GROUP
 from specs.deployment.written_supply import HARDWARE, MODEL
 from specs.deployment.written_traffic import CLASS
+from specs.engine_rules import capable
 from specs.errors import InputError, nearest_names
 from specs.quantities import shown
 from specs.yaml_source import Mapping as MappingNode
-from specs.yaml_source import Node
+from specs.yaml_source import Node, Sequence
 
 OBJECTIVES = {"minimise": ("cost", "gpus", "energy", "carbon"), "maximise": ("throughput", "goodput", "traffic")}
 ROUTERS = ("least_outstanding", "round_robin", "least_kv", "power_of_two", "prefix_aware", "sticky")
@@ -54,7 +57,7 @@ LIMITS = Record(
         "survive_node_failures": Field(Count(low=0, high=1000), "nodes that may fail with every SLO still met"),
         "gpus": Field(MapOf(Count(), "a mapping from model to devices"), "at most so many devices per model"),
         "utilisation": Field(POSITIVE_SHARE, "headroom: the promises hold at 1 / this share of the traffic"),
-        "confidence": Field(SHARE, "steps as long as this quantile of measured ones was"),
+        "confidence": Field(SHARE, "steps and first tokens as late as this quantile of measured ones was"),
         "power": Field(POWER, "of all devices used", "power_w"),
     },
 )  # fmt: skip
@@ -69,9 +72,13 @@ MODEL_CHOICES = Record(
         "max_num_batched_tokens": Field(OrAuto(OneOrMore(TOKENS)), "token budget of one step"),
         "replicas": Field(_COUNTS, "running copies"),
         "pool": Field(OrAuto(OneOrMore(Name())), "pools the model may use"),
+        "stages_over": Field(
+            ListOf(Name()), "pools that the pipeline stages of one replica may stand in, in the order of the stages"
+        ),
         "attention_data_parallel": Field(_PARALLEL, "groups of ranks that share out requests in attention (mixtures)"),
         "expert_parallel": Field(_PARALLEL, "ranks that experts are spread over; 1 cuts every expert"),
         "prefix_caching": Field(OrAuto(Flag()), "whether prompts that begin alike are computed once"),
+        "groups": Field(ListOf(GROUP), "all replicas of the model as they stand: nothing is chosen"),
     },
 )
 
@@ -96,6 +103,8 @@ class ChoicesShape(Shape[m.Choices]):
                 values[key] = self.own[key].shape.read(child, place)
             elif isinstance(child, MappingNode):  # whether the model exists is checked with the whole document
                 models[key] = MODEL_CHOICES.read(child, place)
+            elif isinstance(child, Sequence):
+                raise place.error("is a list", "a mapping of choices; replicas that stand already go under `groups:`")
             else:
                 raise place.error("unknown field", self.says, nearest_names(key[:80], self.own))
         values["engine"] = values.get("engine") or m.Choices().engine
@@ -157,7 +166,50 @@ def _finish_document(values: dict[str, Any], at: Place) -> None:
             raise at.error("names no model", expected, nearest_names(name[:80], words), field=f"choices.{name}")
         for pool in choice.pool or ():
             _refuse_unknown(pool, pools, at, f"choices.{name}.pool", "pool")
+        _check_stages_over(name, choice, choices.engine, pools, at)
+    if choices.stated:
+        values["choices"] = finish_groups(values, choices, at)
     _prices(values, hardware, limits, at)
+    if over := [name for name, choice in choices.models.items() if choice.stages_over]:
+        _refuse_beside_stages_over(values, limits, choices, at, f"choices.{over[0]}.stages_over")
+
+
+def _refuse_beside_stages_over(
+    values: dict[str, Any], limits: m.LimitsSpec, choices: m.Choices, at: Place, field: str
+) -> None:
+    """What is not planned for replicas over several pools."""
+    quantity = values["objective"].quantity
+    if quantity in ("energy", "carbon"):
+        message = f"is not planned for the objective {values['objective']}"
+        raise at.error(message, "another objective, or no stages_over", field=field)
+    if limits.survive_node_failures:
+        message = "is not planned beside limits.survive_node_failures"
+        raise at.error(message, "one of the two", field=field)
+    if choices.disaggregation == "always":
+        message = "does not go with disaggregation: always: such replicas do both phases"
+        raise at.error(message, "disaggregation: auto or never, or no stages_over", field=field)
+
+
+def _check_stages_over(
+    name: str, choice: m.ModelChoices, engines: tuple[str, ...], pools: tuple[str, ...], at: Place
+) -> None:
+    """Several known pools, an engine that runs stages on unlike machines, and as many stages as that takes."""
+    over, field = choice.stages_over, f"choices.{name}.stages_over"
+    if over is None:
+        return
+    for pool in over:
+        _refuse_unknown(pool, pools, at, field, "pool")
+    if len(set(over)) < max(2, len(over)):
+        raise at.error("has to name two or more different pools", "[old, new], or no stages_over", field=field)
+    able = [engine for engine in ENGINES if capable(engine, "unlike_stages")]
+    if not set(able) & set(engines):
+        message = f"{' and '.join(engines)} cannot run the stages of one replica on unlike machines"
+        raise at.error(message, f"engine: {' or '.join(able)}", field=field)
+    if choice.groups:
+        raise at.error("contradicts `groups`, which name their pools", "one of the two", field=field)
+    if choice.pipeline_parallel is not None and max(choice.pipeline_parallel) < 2:
+        message = "needs pipeline stages, and pipeline_parallel allows none"
+        raise at.error(message, "pipeline_parallel: 2 or more, or no stages_over", field=field)
 
 
 def _traffic_of_models(

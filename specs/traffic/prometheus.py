@@ -10,8 +10,6 @@ import functools
 import itertools
 import math
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +79,9 @@ def _text(source: str | Path) -> str:
 @functools.cache
 def _fetched(source: str) -> str:
     """Fetched once by a command: what it draws twice must be the same."""
+    import urllib.error
+    import urllib.request
+
     try:
         with urllib.request.urlopen(source, timeout=TIMEOUT_S) as answer:
             body: bytes = answer.read(MOST_BYTES + 1)

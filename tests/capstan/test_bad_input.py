@@ -86,7 +86,7 @@ WRONG_SPECS = {
     "negative": (changed("1/s", "-1/s"), "is negative"),
     "zero-rate": (changed("1/s", "0/s"), "must be more than 0"),
     "rate-1e12": (changed("1/s", "1e12/s"), "spec.yaml:8", "absurdly large"),
-    "rate-too-many-requests": (changed("1/s", "1000000/s"), "spec.yaml:8", "6e+08 requests", "at most 8,333/s"),
+    "rate-too-many-requests": (changed("1/s", "1000000/s"), "spec.yaml:8", "1.2e+08 requests", "at most 41,667/s"),
     "rate-no-request": (changed("1/s", "0.0000001/s"), "spec.yaml:8", "no request arrives"),
     "zero-output": (changed("output_tokens: 50", "output_tokens: 0"), "must be more than 0"),
     "billion-tokens": (changed("prompt_tokens: 300", "prompt_tokens: 1000000000"), "spec.yaml:9", "1000000000"),

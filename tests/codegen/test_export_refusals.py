@@ -2,9 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from plan_fixture import GIB, changed, chat_group, chat_plan, code_group, device, engine, fleet_plan, packed, plan_of
+from plan_fixture import (
+    GIB,
+    changed,
+    chat_fp8_group,
+    chat_group,
+    chat_plan,
+    code_group,
+    device,
+    engine,
+    fleet_plan,
+    packed,
+    plan_of,
+    with_true_weights,
+)
 
 from capstan.commands.export import run_export
 from codegen.exports import export_plan, write_export
@@ -172,6 +186,28 @@ def test_kubernetes_needs_a_replica_inside_one_machine() -> None:
     assert export_plan(plan, "vllm").files
     with pytest.raises(InputError, match="spans 2 machines"):
         export_plan(plan, "kubernetes")
+
+
+def test_stages_on_unlike_machines_are_exported_to_vllm_only() -> None:
+    stages = [{"pool": "h100", "device": "h100-sxm"}, {"pool": "old", "device": "a100"}]
+    slots = [{"node": 0, "device": rank} for _ in range(2) for rank in range(2)]
+
+    def plan(**more: Any) -> Plan:
+        group = with_true_weights(chat_fp8_group(**{"stages": stages, "placement": [{"slots": slots}], **more}))
+        return plan_of((group,), (Route(request_class="all", group=group.id, share=1.0),))
+
+    assert export_plan(plan(), "vllm").files
+    with pytest.raises(InputError, match="spans 2 machines"):
+        export_plan(plan(), "kubernetes")
+    with pytest.raises(InputError, match="sglang is not known to run the stages of one replica on unlike machines"):
+        export_plan(plan(engine="sglang"), "sglang")
+    uneven = [*slots[:3], {"node": 1, "device": 0}]
+    with pytest.raises(InputError, match="spreads over machines unevenly"):
+        export_plan(plan(placement=[{"slots": uneven}]), "vllm")
+    other = plan()
+    told = {**other.spec, "hardware": {"pools": [{"name": "h100", "device": "h100-sxm"}]}}
+    with pytest.raises(InputError, match="no pool 'old'"):
+        export_plan(other.model_copy(update={"spec": told}), "vllm")
 
 
 def test_kubernetes_does_not_take_a_local_checkpoint() -> None:

@@ -8,7 +8,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from plan_fixture import chat_group, chat_plan, fleet_plan, packed, plan_of, with_true_weights
+from plan_fixture import (
+    chat_fp8_group,
+    chat_group,
+    chat_plan,
+    fleet_plan,
+    packed,
+    plan_of,
+    with_true_weights,
+)
 
 from codegen.exports import export_plan, write_export
 from codegen.exports.args import vllm_arguments
@@ -139,6 +147,43 @@ def test_a_replica_over_two_machines_has_one_server(tmp_path: Path, stand_in: di
     assert "server h100-0:8100;" in router
     assert "server h100-2:8101;" in router
     assert "h100-1:" not in router
+
+
+def over_two_pools() -> Plan:
+    """Two replicas with a stage of two ranks in each of two pools, all on the first nodes of four devices."""
+    slots = [[{"node": 0, "device": first + rank} for _ in range(2) for rank in range(2)] for first in (0, 2)]
+    group = with_true_weights(
+        chat_fp8_group(
+            stages=[{"pool": "h100", "device": "h100-sxm"}, {"pool": "old", "device": "a100"}],
+            replicas=2,
+            placement=[{"slots": each} for each in slots],
+        )
+    )
+    return plan_of((group,), (Route(request_class="all", group=group.id, share=1.0),))
+
+
+def test_a_replica_over_two_pools_has_a_part_on_a_machine_of_each(tmp_path: Path, stand_in: dict[str, str]) -> None:
+    """Machines of several pools are told their pool beside their number: both are number 0 here."""
+    script = written(over_two_pools(), tmp_path) / "chat-h100-fp8/serve.sh"
+    found = {}
+    for place in ("h100-0", "old-0"):
+        _, _, records = run(script, place, environment=stand_in)
+        found[place] = sorted(records, key=lambda record: record["devices"])
+        assert [record["devices"] for record in found[place]] == ["0,1", "2,3"]
+        assert {record["stages"] for record in found[place]} == {"41,39"}
+    for first, second in zip(found["h100-0"], found["old-0"], strict=True):
+        head, tail = (dict(zip(part["words"], part["words"][1:], strict=False)) for part in (first, second))
+        assert (head["--node-rank"], tail["--node-rank"]) == ("0", "1")
+        assert head["--nnodes"] == tail["--nnodes"] == "2"
+        assert head["--master-addr"] == tail["--master-addr"] == "h100-0"
+        assert head["--master-port"] == tail["--master-port"]
+        assert ("--headless" in first["words"], "--headless" in second["words"]) == (False, True)
+    ports = {record["words"][record["words"].index("--master-port") + 1] for record in found["h100-0"]}
+    assert len(ports) == 2
+    readme = (script.parents[1] / "README.md").read_text()
+    assert "`chat-h100-fp8/serve.sh old-0`" in readme
+    assert "on h100-sxm and a100" in readme
+    assert "machines of several pools" in readme
 
 
 def test_names_are_quoted_wherever_they_go(tmp_path: Path, stand_in: dict[str, str]) -> None:

@@ -88,8 +88,9 @@ def random_model(random: Random) -> ReplicaModel:
     budget = int(random.integers(seats * (1 + drafts), 200))
     lanes = int(random.choice([1, 1, 1, 2, 4]))
     longest, block = int(random.integers(60, 400)), int(random.choice([1, 4, 8, 16]))
+    times = _times(random, seats * (1 + drafts), budget, lanes)
     return ReplicaModel(
-        times=_times(random, seats * (1 + drafts), budget, lanes),
+        times=_on_unlike_machines(random.spawn(1)[0], times, budget),
         limits=Limits(max_num_seqs=seats * lanes, max_num_batched_tokens=budget, max_model_len=longest),
         num_blocks=lanes * max(1, int(longest * random.uniform(0.7, 3)) // block),
         block_size_tokens=block,
@@ -149,6 +150,19 @@ def _times(random: Random, rows: int, budget: int, lanes: int) -> StepTimes:
         host_token_s=float(slopes[7]),
         eager_s=float(random.random() * 0.05) if tables[2] else 0.0,
     )
+
+
+def _on_unlike_machines(random: Random, times: StepTimes, budget: int) -> StepTimes:
+    """Often, where there are stages, each with times of its own; what is drawn beside stays as it is without."""
+    if times.lanes == 1 or random.random() < 0.4:
+        return times
+    stages = []
+    for _ in range(times.lanes):
+        stage = replace(_times(random, len(times.sampled_s) - 1, budget, 1), window_tokens=times.window_tokens)
+        if times.window_tokens is None:
+            stage = replace(stage, decode_window_token_s=0.0, decode_window_table=None)
+        stages.append(stage)
+    return replace(times, stages=tuple(stages))
 
 
 def busy_model() -> ReplicaModel:

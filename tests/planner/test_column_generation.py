@@ -13,12 +13,16 @@ import pytest
 from planner.cost.bound import WorkSums, optimistic_work_s
 from planner.optimize import column_generation as module
 from planner.optimize.arrays import HighsModel
-from planner.optimize.column_generation import FleetMaster, _more, _part, undominated
-from planner.optimize.decision import Bought
+from planner.optimize.column_generation import FleetMaster
+from planner.optimize.fleet_columns import undominated
+from planner.optimize.fleet_models import more
 from planner.optimize.programme import Column, Pool, Programme
 from planner.optimize.solve import relaxation, solve
 from planner.plan import make_plan
+from planner.plan_simulation.simulate import simulate_plan
+from planner.plan_simulation.traffic import at_rate
 from planner.problem import pose
+from planner.simulate.traffic import window
 from specs.deployment import parse_deployment
 from specs.deployment.models import DeploymentSpec
 
@@ -60,9 +64,9 @@ def test_the_relaxation_is_below_the_programme_and_names_what_it_uses() -> None:
 
 
 def test_more_replicas_keep_the_proportions_and_grow_one_by_one() -> None:
-    steps = _more((1, 3))
+    steps = more((1, 3))
     assert steps[:4] == [(1, 4), (1, 5), (2, 5), (2, 6)]
-    large = _more((300, 100))
+    large = more((300, 100))
     assert [sum(step) for step in large[:2]] == [412, 425]
     assert large[0] == (309, 103)
 
@@ -86,33 +90,39 @@ choices: {disaggregation: never, small: {tensor_parallel: 1, pipeline_parallel: 
 """
 
 
-def fleet() -> DeploymentSpec:
-    return parse_deployment(FLEET).spec
+def fleet(times: float = 1.0) -> DeploymentSpec:
+    """Of so many times the traffic."""
+    spec = parse_deployment(FLEET).spec
+    return spec if times == 1.0 else at_rate(spec, Path(), times)
 
 
 def test_a_large_fleet_costs_about_what_the_search_by_configurations_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = make_plan(fleet(), Path())
+    monkeypatch.setattr(window, "FLEET_REQUESTS", 1_000)  # two minutes
+    exact = make_plan(fleet(4.0), Path())
     monkeypatch.setattr(module, "PAIRS", 0)
-    problem = pose(fleet(), Path())
+    problem = pose(fleet(4.0), Path())
     assert isinstance(problem.master(), FleetMaster)
-    plan = make_plan(fleet(), Path())
+    plan = make_plan(fleet(4.0), Path())
     assert plan.certificate.value <= 1.15 * exact.certificate.value
     assert plan.certificate.priced_bound <= plan.certificate.value
     assert plan.certificate.bound <= exact.certificate.value * (1 + 1e-6)
     assert all(check.holds for check in plan.certificate.checks)
-    assert make_plan(fleet(), Path()).model_dump_json() == plan.model_dump_json()
+    assert plan.certificate.fresh is not None
+    assert [limit.request_class for limit in plan.certificate.fresh.limits] == ["a", "a", "b", "b"]
+    assert not any(limit.verdict.startswith("broken") for limit in plan.certificate.fresh.limits)
+    again = simulate_plan(plan, Path())  # what was put together from models is what the whole plan does
+    for found, told in zip(again["classes"], plan.predictions.classes, strict=True):
+        assert found["ttft_s"]["p90"] == told.ttft_s["p90"]
 
 
-def test_a_part_of_a_purchase_takes_its_share_of_the_traffic() -> None:
-    problem = pose(fleet(), Path())
-    master = problem.master()
-    family = next(family for family in problem.families if family.model == "small")
-    bracket = master.pricer.bracket(family, ("a",))
-    bracket.passed, bracket.failed = 0, -1
-    part, share = _part((Bought(bracket, 40),))
-    assert part[0].replicas == module.SAMPLED
-    assert share == pytest.approx(module.SAMPLED / 40)
-    assert _part((Bought(bracket, 2 * module.SAMPLED),)) == ((Bought(bracket, 2 * module.SAMPLED),), 1.0)
+def test_threads_do_not_change_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "FLEET_REQUESTS", 1_000)
+    monkeypatch.setattr(module, "PAIRS", 0)
+    plans = []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("CAPSTAN_THREADS", threads)
+        plans.append(make_plan(fleet(), Path()).model_dump_json())
+    assert plans[0] == plans[1]
 
 
 def test_sums_over_requests_say_what_the_requests_say() -> None:

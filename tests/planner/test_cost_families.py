@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from planner.cost.latency import RooflineLatency
-from planner.cost.operations import Operation, StepShape, operations
+from planner.cost.operations import operations
 from planner.cost.step import step_times
+from planner.cost.step_work import Operation, StepShape
 from specs.architecture import Architecture, load_architecture
 from specs.catalog import load_device, load_engine, load_profile
 from specs.document import DType

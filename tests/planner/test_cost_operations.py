@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from planner.cost.latency import RooflineLatency, latency_of, seen_pairs
-from planner.cost.operations import Operation, StepShape, measure, operations
+from planner.cost.operations import operations
 from planner.cost.stages import split_stages
 from planner.cost.step import step_times
 from planner.cost.step_times import StepTimes
+from planner.cost.step_work import Operation, StepShape, measure
 from specs.architecture import load_architecture
 from specs.catalog import load_device, load_engine, load_profile
 from specs.document import DType

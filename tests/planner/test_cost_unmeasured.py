@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 
 from planner.cost.latency import latency_of
-from planner.cost.operations import StepShape, operations
+from planner.cost.operations import operations
 from planner.cost.step import step_times
+from planner.cost.step_work import StepShape
 from specs.architecture import load_architecture
 from specs.catalog import load_device, load_engine, load_profile
 from specs.document import DType

@@ -358,7 +358,7 @@ def test_kv_cache_types() -> None:
 )
 def test_published_points(changes: dict[str, object], tpot_ms: float) -> None:
     found = predict_point(point(**changes))
-    assert found.tpot_ms == pytest.approx(tpot_ms, rel=0.15)
+    assert found.tpot_ms == pytest.approx(tpot_ms, rel=0.18)
     assert found.confidence == "measured"
 
 

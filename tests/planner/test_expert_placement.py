@@ -166,16 +166,19 @@ def test_groups_stay_within_nodes() -> None:
     assert (found.bound <= found.max_load).all()
 
 
-def test_the_bound_with_nodes_is_below_every_parting_of_groups() -> None:
-    loads = draw_loads("lognormal", 1, 8, 11)
-    found = place_experts(ExpertLoads(loads, 12, 4, 2, 4))  # three slots a device
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("replicas", "devices"), [(12, 4), (12, 6)])
+def test_few_experts_in_nodes_are_placed_as_the_best_parting_of_groups(seed: int, replicas: int, devices: int) -> None:
+    loads = draw_loads("zipf" if seed % 2 else "lognormal", 1, 8, seed)
+    found = place_experts(ExpertLoads(loads, replicas, 4, 2, devices))
     optimum = math.inf
     for mine in itertools.combinations(range(4), 2):
         halves = (
             [loads[0, 2 * g + i] for g in range(4) if (g in mine) == side for i in (0, 1)] for side in (True, False)
         )
-        optimum = min(optimum, max(brute_force(half, 6, 2) for half in halves))
-    assert found.bound[0] <= optimum * (1 + 1e-9) <= found.max_load[0] * (1 + 2e-9)
+        optimum = min(optimum, max(brute_force(half, replicas // 2, devices // 2) for half in halves))
+    assert found.max_load[0] == pytest.approx(optimum)
+    assert found.bound[0] == pytest.approx(optimum)
 
 
 @pytest.mark.parametrize("seed", range(6))

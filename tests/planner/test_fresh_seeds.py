@@ -32,7 +32,7 @@ def some_requests(count: int = 4000, seconds: float = 600.0) -> Workload:
 
 def with_misses(late: Any) -> Any:
     """What `simulate_fleet` tells, as far as the test looks: `late` requests miss."""
-    return SimpleNamespace(within=lambda metric, limit_s: ~late)
+    return SimpleNamespace(within=lambda metric, limit_s, places: ~late[places])
 
 
 def verdict_of(share: float, seed: int, together: int = 1) -> str:

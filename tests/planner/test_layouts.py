@@ -18,6 +18,7 @@ from planner.simulate import FleetGroup, Workload, simulate_fleet
 from specs.architecture import load_architecture, weight_bytes_per_rank
 from specs.deployment import ModelChoices, PoolSpec
 from specs.document import DType
+from specs.errors import InputError
 from specs.plan import Limits, Route
 
 MIXTURE, LATENT, DENSE = "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V3", "meta-llama/Llama-3.1-8B"
@@ -63,6 +64,13 @@ def test_layouts_that_are_tried(
 def test_pins_replace_the_rules() -> None:
     choices = ModelChoices(attention_data_parallel=(2, 8), expert_parallel=(4,))
     assert list(rank_layouts(load_architecture(LATENT), choices, "vllm", NODE, 1, 1)) == [(2, 4), (8, 4)]
+
+
+@pytest.mark.parametrize("pin", ["attention_data_parallel", "expert_parallel"])
+def test_layouts_of_experts_are_refused_for_models_without(pin: str) -> None:
+    with pytest.raises(InputError, match="has no experts") as raised:
+        problem_of(rest=f"choices: {{small: {{{pin}: 2}}}}")
+    assert raised.value.field == f"choices.small.{pin}"
 
 
 def test_experts_that_cannot_be_spread_so_are_named() -> None:

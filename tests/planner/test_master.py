@@ -80,7 +80,7 @@ def test_a_bound_above_the_value_is_not_hidden(problem: Problem, monkeypatch: py
     from specs.errors import CapstanError
 
     master = problem.master()
-    monkeypatch.setattr(Master, "bound", lambda self: (1e6, None))
+    monkeypatch.setattr(Master, "later_bound", lambda self: lambda: (1e6, None))
     decision = master.decide()
     assert decision is not None
     with pytest.raises(CapstanError, match="the bound is not above the value"):
@@ -167,9 +167,9 @@ def test_what_one_family_costs_alone_by_hand(problem: Problem) -> None:
     family = next(f for f in problem.families if f.pool.name == "l40s" and f.gpus == 1)
     by_device = Pool("l40s", 8, 4, 2.0, "gpu")
     by_node = Pool("l40s", 8, 4, 2.0, "node")
-    assert alone(family, by_device, 0.4, "cost") == (3, 6.0)
-    assert alone(family, by_device, 0.5, "cost") == (2, 4.0)
-    assert alone(family, by_node, 0.4, "cost") == (3, 8.0)
-    assert alone(family, by_node, 0.4, "gpus") == (3, 4.0)
-    assert alone(family, by_device, 0.1, "cost") is None  # ten of eight
-    assert alone(family, by_device, 0.0, "cost") is None
+    assert alone(family, [by_device], 0.4, "cost") == (3, 6.0)
+    assert alone(family, [by_device], 0.5, "cost") == (2, 4.0)
+    assert alone(family, [by_node], 0.4, "cost") == (3, 8.0)
+    assert alone(family, [by_node], 0.4, "gpus") == (3, 4.0)
+    assert alone(family, [by_device], 0.1, "cost") is None  # ten of eight
+    assert alone(family, [by_device], 0.0, "cost") is None

@@ -16,6 +16,7 @@ from planner.cost.bound import optimistic_work_s, role_floors, role_work_s
 from planner.diff import diff
 from planner.group_power import group_power_w
 from planner.optimize import master as module
+from planner.optimize import pruned
 from planner.optimize.certify import recheck
 from planner.optimize.master import Bought, Master
 from planner.optimize.programme import Column, OptimisticFamily
@@ -293,7 +294,7 @@ def column(key: str, share: float, role: Any = "decode", channel: str = "a", gpu
     return Column(key, "m", "p", gpus, (("chat", share),), role=role, channel=channel)
 
 
-def test_of_sides_on_the_same_devices_the_better_one_is_left() -> None:
+def test_of_columns_on_the_same_devices_the_better_one_is_left() -> None:
     columns = (
         column("a", 0.4),
         column("b", 0.5),
@@ -303,7 +304,7 @@ def test_of_sides_on_the_same_devices_the_better_one_is_left() -> None:
         column("f", 0.2, role="unified", channel=""),
         column("g", 0.1, role="unified", channel=""),
     )
-    assert [item.key for item in module.undominated(columns)] == ["b", "c", "d", "e", "f", "g"]
+    assert [item.key for item in pruned.undominated(columns)] == ["b", "c", "d", "e", "f"]
 
 
 def test_of_optimistic_sides_the_least_loaded_is_asked_for_first() -> None:
@@ -320,7 +321,7 @@ def test_of_optimistic_sides_the_least_loaded_is_asked_for_first() -> None:
         family("other class", 3.0, 0.5),
         family("together", 9.0, 9.0, role="unified"),
     )
-    left = [item.key for item in module.least_loaded(families)]
+    left = [item.key for item in pruned.least_loaded(families)]
     assert left == ["best", "never late", "other class", "together"]
 
 

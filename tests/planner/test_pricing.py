@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from planning import CHAT, H100, L40S, problem_of
 
 from planner.candidates.family import Family
-from planner.candidates.pricing import LEAST_SAFE_BUDGET, Pricer, Rung, busiest_part, decisive, ladder
+from planner.candidates.pricing import LEAST_SAFE_BUDGET, Pricer
+from planner.candidates.rungs import Rung, ladder
+from planner.candidates.screens import busiest_part, decisive
 from planner.problem import Problem
 from planner.simulate import Workload
 from specs.deployment import SLO, PercentileLimit

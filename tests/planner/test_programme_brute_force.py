@@ -21,7 +21,10 @@ SHARES = (0.34, 0.5, 0.8, 1.3, 2.0)
 ROLES = (("unified", ""), ("prefill", "net"), ("prefill", "node"), ("decode", "net"), ("decode", "node"))
 
 
-def random_programme(seed: int, quantity: Quantity, *, roles: bool = False, survive: int = 0) -> Programme:
+def random_programme(
+    seed: int, quantity: Quantity, *, roles: bool = False, survive: int = 0, over: bool = False
+) -> Programme:
+    """`over`: some columns take devices of both pools."""
     draw = random.Random(1000 * seed + len(quantity))
     node = Pool("n", 4 * draw.randint(1, 3), 4, 2.0, "node", idle_watts=90.0, most_watts=700.0)
     single = Pool("g", draw.randint(2, 5), 2, draw.choice([1.1, 3.0]), "gpu", idle_watts=40.0, most_watts=350.0)
@@ -42,6 +45,9 @@ def random_programme(seed: int, quantity: Quantity, *, roles: bool = False, surv
                 watts=tuple((name, draw.choice([100.0, 400.0, 900.0])) for name in names),
             )
         )
+    if over:
+        columns = [replace(c, pool="n", gpus=c.gpus + 1, elsewhere=(("g", 1),)) if draw.random() < 0.6 else c
+                   for c in columns]  # fmt: skip
     return Programme(
         (node, single),
         tuple(columns),
@@ -56,15 +62,26 @@ def random_programme(seed: int, quantity: Quantity, *, roles: bool = False, surv
     )
 
 
+def taken(column: Column, pool: str) -> int:
+    """Devices that one replica takes of a pool, from what the column says of the others."""
+    elsewhere = dict(column.elsewhere)
+    return column.gpus - sum(elsewhere.values()) if pool == column.pool else elsewhere.get(pool, 0)
+
+
 def purchases(data: Programme) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     """All replicas with all numbers of rented nodes that keep the limits which no demand is needed for."""
     pools = {pool.name: pool for pool in data.pools}
-    ranges = [range(pools[column.pool].devices // column.gpus + 1) for column in data.columns]
+    ranges = [
+        range(min(pool.devices // taken(column, pool.name) for pool in data.pools if taken(column, pool.name)) + 1)
+        for column in data.columns
+    ]
     for counts in itertools.product(*ranges):
         bought = {column.key: count for column, count in zip(data.columns, counts, strict=True)}
         slots = {
             pool.name: sum(
-                bought[c.key] * slot_gpus(c.gpus, pool.node_devices) for c in data.columns if c.pool == pool.name
+                bought[c.key] * slot_gpus(taken(c, pool.name), pool.node_devices)
+                for c in data.columns
+                if taken(c, pool.name)
             )
             for pool in data.pools
         }
@@ -72,7 +89,7 @@ def purchases(data: Programme) -> Iterator[tuple[dict[str, int], dict[str, int]]
             continue
         if sum(bought[c.key] * c.gpus for c in data.columns) > data.model_gpus.get("m", math.inf):
             continue
-        drawn = sum(bought[c.key] * c.gpus * pools[c.pool].most_watts for c in data.columns)
+        drawn = sum(bought[c.key] * taken(c, pool.name) * pool.most_watts for c in data.columns for pool in data.pools)
         if data.power_w is not None and drawn > data.power_w:
             continue
         if sum(bought[c.key] > 0 for c in data.columns if c.role == "decode") > 1:
@@ -87,7 +104,7 @@ def purchases(data: Programme) -> Iterator[tuple[dict[str, int], dict[str, int]]
 def rented(data: Programme, bought: dict[str, int], nodes: int, weight: object) -> float:
     total = 0.0
     for pool in data.pools:
-        used = sum(bought[c.key] * c.gpus for c in data.columns if c.pool == pool.name)
+        used = sum(bought[c.key] * taken(c, pool.name) for c in data.columns)
         total += weight(pool) * (nodes * pool.node_devices if pool.rent == "node" else used)  # type: ignore[operator]
     return total
 
@@ -191,6 +208,10 @@ CASES = [
     *(("cost", {"survive": 1}, seed) for seed in range(25)),
     *(("gpus", {"survive": 2}, seed) for seed in range(10)),
     *(("cost", {"survive": 1, "roles": True}, seed) for seed in range(12)),
+    *(("cost", {"over": True}, seed) for seed in range(30)),
+    *(("gpus", {"over": True}, seed) for seed in range(10)),
+    *(("energy", {"over": True}, seed) for seed in range(6)),
+    *(("throughput", {"over": True}, seed) for seed in range(8)),
 ]
 
 
@@ -220,9 +241,9 @@ def test_the_random_programmes_are_of_both_kinds() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("survive", [0, 1])
-def test_optimistic_families_with_roles_bound_every_plan(seed: int, survive: int) -> None:
-    data = random_programme(seed, "cost", roles=True, survive=survive)
+@pytest.mark.parametrize("kind", [{"roles": True}, {"roles": True, "survive": 1}, {"over": True}])
+def test_optimistic_families_bound_every_plan(seed: int, kind: dict[str, int]) -> None:
+    data = random_programme(seed, "cost", **kind)  # type: ignore[arg-type]
     families = tuple(
         OptimisticFamily(  # a column carries all its classes at once, and the work of these fits into its replicas
             c.key,
@@ -234,6 +255,7 @@ def test_optimistic_families_with_roles_bound_every_plan(seed: int, survive: int
             c.role,
             c.channel,
             c.watts,
+            c.elsewhere,
         )
         for c in data.columns
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planning import CHAT, L40S, spec_of
+from planning import CHAT, L40S, night, spec_of
 
 from planner.plan_simulation.simulate import simulate_plan
 from planner.schedule.document import recheck_schedule
@@ -22,14 +22,7 @@ from specs.schedule import Schedule
 
 LLAMA = "{small: meta-llama/Llama-3.1-8B}"
 DAY = CHAT.replace("arrivals: 4/s", "arrivals: {rate: 12/s, process: diurnal, peak_to_mean: 1.9, peak_at: 12h}")
-NIGHT = """  - name: night
-    model: small
-    arrivals: 2/s
-    window: 00:00-06:00
-    prompt_tokens: 2000
-    output_tokens: 60
-    slo: {e2e: {p90: 20s}}
-"""
+NIGHT = night("00:00-06:00", 2000)
 PIN = "choices: {small: {tensor_parallel: 1, pipeline_parallel: 1, max_num_seqs: 256, max_num_batched_tokens: 512}}\n"
 SWING: dict[str, Any] = {"models": LLAMA, "traffic": DAY, "rest": PIN + "schedule: {slot: 6h}"}
 

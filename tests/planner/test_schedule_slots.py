@@ -8,7 +8,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning import CHAT, spec_of
+from planning import CHAT, night, spec_of
 
 from planner.schedule.path import cheapest_cycle
 from planner.schedule.slots import changes_over_time, cycle_s, slots
@@ -16,14 +16,7 @@ from specs.deployment import unhonoured_statements
 from specs.errors import InputError
 
 DAY = CHAT.replace("arrivals: 4/s", "arrivals: {rate: 4/s, process: diurnal, peak_to_mean: 1.5, peak_at: 14h}")
-NIGHT = """  - name: night
-    model: small
-    arrivals: 2/s
-    window: 22:00-02:00
-    prompt_tokens: 500
-    output_tokens: 60
-    slo: {e2e: {p90: 20s}}
-"""
+NIGHT = night("22:00-02:00", 500)
 
 
 def rates_of(traffic: str, rest: str = "") -> list[tuple[float, float, dict[str, float]]]:

@@ -7,8 +7,9 @@ import pytest
 
 from planner.cost.energy import active_w, mean_power_w
 from planner.cost.latency import latency_of
-from planner.cost.operations import Operation, StepShape, measure, operations
+from planner.cost.operations import operations
 from planner.cost.serving_power import Served, serving_power_w
+from planner.cost.step_work import Operation, StepShape, measure
 from specs.architecture import load_architecture
 from specs.catalog import load_device, load_power, load_profile
 from specs.document import DType

@@ -10,6 +10,7 @@ from simulation_cases import busy_model
 
 from planner.simulate import FleetGroup, Workload, simulate_fleet
 from planner.simulate.apart import _parts, only, simulate_parts
+from planner.simulate.model import places_of
 from specs.deployment import SLO
 from specs.plan import Route, Scheduling
 
@@ -70,3 +71,24 @@ def test_only_keeps_the_requests_of_its_classes() -> None:
     whole = workload()
     assert part.prompt_tokens.sum() == whole.prompt_tokens[whole.of_class("c") | whole.of_class("b")].sum()
     assert (part.of_class("b")).sum() == whole.of_class("b").sum()
+
+
+def test_places_are_those_of_each_number_in_order() -> None:
+    index = np.array([2, -1, 0, 2, 0, 0, -1])
+    assert [part.tolist() for part in places_of(index, 4)] == [[2, 4, 5], [], [0, 3], []]
+    assert [part.tolist() for part in places_of(np.array([0, -1, 0]), 1)] == [[0, 2]]
+    whole = workload()
+    for name, places in zip(whole.classes, whole.places, strict=True):
+        np.testing.assert_array_equal(places, np.flatnonzero(whole.of_class(name)))
+
+
+def test_some_requests_are_those_under_the_mask_and_their_predecessors_move_along() -> None:
+    whole = dataclasses.replace(workload(6), after=np.array([-1, 0, -1, 1, 2, 3]), gap_s=np.zeros(6))
+    some = whole.at(np.array([0, 1, 3, 5]))
+    assert some.after is not None
+    assert some.after.tolist() == [-1, 0, 1, 2]
+    assert whole.at(np.array([1, 4])).after.tolist() == [-1, -1]  # type: ignore[union-attr]
+    result = simulate_fleet(groups(2), ROUTES, whole)
+    part = result.at(np.array([1, 4]))
+    assert part.e2e_s.tolist() == result.e2e_s[[1, 4]].tolist()
+    assert part.groups == result.groups

@@ -6,31 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planning import declared
 
 from planner.simulate import declared_closed_loop, declared_workload
 from specs.deployment import (
     ArrivalSpec,
     ClosedLoopSpec,
-    DeploymentSpec,
     FixedLength,
-    HardwareSpec,
     HistogramLength,
     LognormalLength,
-    ModelSpec,
-    PoolSpec,
     TrafficClass,
     UniformLength,
 )
 from specs.errors import InputError, NotHonouredError
-
-
-def spec(*traffic: TrafficClass, context: int | None = None) -> DeploymentSpec:
-    return DeploymentSpec(
-        name="test",
-        models={"m": ModelSpec(architecture="some/model", max_context_tokens=context)},
-        hardware=HardwareSpec(pools=(PoolSpec(name="p", device="d", count=1, gpus_per_node=1),)),
-        traffic=traffic,
-    )
 
 
 def loop(loop: ClosedLoopSpec, **more: Any) -> TrafficClass:
@@ -42,7 +30,7 @@ def loop(loop: ClosedLoopSpec, **more: Any) -> TrafficClass:
 
 
 def test_ten_requests_for_each_client_and_none_to_warm_up() -> None:
-    found = declared_closed_loop(spec(loop(ClosedLoopSpec(concurrency=32))), Path())
+    found = declared_closed_loop(declared(loop(ClosedLoopSpec(concurrency=32))), Path())
     assert (found.concurrency, found.warmup, len(found.prompt_tokens), len(found.output_tokens)) == (32, 0, 320, 320)
     assert found.prompt_tokens.min() >= 819
     assert found.prompt_tokens.max() <= 1024
@@ -50,17 +38,17 @@ def test_ten_requests_for_each_client_and_none_to_warm_up() -> None:
 
 
 def test_requests_and_warm_up_as_stated() -> None:
-    found = declared_closed_loop(spec(loop(ClosedLoopSpec(concurrency=4, requests=7, warmup=8))), Path(), seed=3)
+    found = declared_closed_loop(declared(loop(ClosedLoopSpec(concurrency=4, requests=7, warmup=8))), Path(), seed=3)
     assert (found.warmup, len(found.prompt_tokens)) == (8, 15)
-    again = declared_closed_loop(spec(loop(ClosedLoopSpec(concurrency=4, requests=7, warmup=8))), Path(), seed=3)
-    other = declared_closed_loop(spec(loop(ClosedLoopSpec(concurrency=4, requests=7, warmup=8))), Path(), seed=4)
+    again = declared_closed_loop(declared(loop(ClosedLoopSpec(concurrency=4, requests=7, warmup=8))), Path(), seed=3)
+    other = declared_closed_loop(declared(loop(ClosedLoopSpec(concurrency=4, requests=7, warmup=8))), Path(), seed=4)
     assert found.prompt_tokens.tobytes() == again.prompt_tokens.tobytes() != other.prompt_tokens.tobytes()
 
 
 def test_tails_are_cut_to_the_context() -> None:
     law = LognormalLength(mean_tokens=900, p99_tokens=5000)
     found = declared_closed_loop(
-        spec(loop(ClosedLoopSpec(concurrency=50), prompt_tokens=law, output_tokens=law), context=1000), Path()
+        declared(loop(ClosedLoopSpec(concurrency=50), prompt_tokens=law, output_tokens=law), context=1000), Path()
     )
     assert (found.prompt_tokens + found.output_tokens).max() <= 1000
 
@@ -73,12 +61,12 @@ def test_what_a_closed_loop_cannot_be(tmp_path: Path) -> None:
         prompt_tokens=FixedLength(tokens=5),
         output_tokens=FixedLength(tokens=5),
     )
-    assert declared_closed_loop(spec(drawn), Path()) is None
+    assert declared_closed_loop(declared(drawn), Path()) is None
     with pytest.raises(NotHonouredError, match="1 classes stand beside") as caught:
-        declared_closed_loop(spec(drawn, loop(ClosedLoopSpec(concurrency=2))), Path())
+        declared_closed_loop(declared(drawn, loop(ClosedLoopSpec(concurrency=2))), Path())
     assert caught.value.field == "traffic[1].closed_loop"
     with pytest.raises(NotHonouredError, match="no arrivals of its own"):
-        declared_workload(spec(loop(ClosedLoopSpec(concurrency=2))), Path())
+        declared_workload(declared(loop(ClosedLoopSpec(concurrency=2))), Path())
     missing = loop(ClosedLoopSpec(concurrency=2), output_tokens=HistogramLength(file="none.csv"))
     with pytest.raises(InputError, match="cannot be read"):
-        declared_closed_loop(spec(missing), tmp_path)
+        declared_closed_loop(declared(missing), tmp_path)

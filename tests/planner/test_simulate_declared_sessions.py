@@ -10,33 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planning import declared
 
 from planner.simulate import Workload, declared_workload
 from specs.deployment import (
     SLO,
     ArrivalSpec,
-    DeploymentSpec,
     FixedLength,
-    HardwareSpec,
     MeanLength,
-    ModelSpec,
     PercentileLimit,
-    PoolSpec,
     SessionSpec,
     SharedPrefixSpec,
     TraceSpec,
     TrafficClass,
 )
 from specs.errors import InputError
-
-
-def spec(*traffic: TrafficClass, context: int | None = None) -> DeploymentSpec:
-    return DeploymentSpec(
-        name="test",
-        models={"m": ModelSpec(architecture="some/model", max_context_tokens=context)},
-        hardware=HardwareSpec(pools=(PoolSpec(name="p", device="d", count=1, gpus_per_node=1),)),
-        traffic=traffic,
-    )
 
 
 def talk(rate: float = 2.0, turns: float = 5.0, think_s: float = 20.0, grow: bool = True, **more: Any) -> TrafficClass:
@@ -61,7 +49,7 @@ def plain(name: str = "plain", **more: Any) -> TrafficClass:
 
 def draw(*traffic: TrafficClass, context: int | None = None, **options: Any) -> Workload:
     options = {"seconds": 2000.0, "seed": 1} | options
-    return declared_workload(spec(*traffic, context=context), Path(), **options)[0]
+    return declared_workload(declared(*traffic, context=context), Path(), **options)[0]
 
 
 def test_turns_come_at_the_rate_of_conversations_times_turns_from_the_window_s_first_moment_on() -> None:
@@ -216,7 +204,7 @@ def test_a_trace_says_itself_who_asks_and_what_is_shared(tmp_path: Path) -> None
     rows = "0,100,1,blue,high,s1,system,64\n1,100,1,red,low,s1,system,64\n2,50,1,blue,,,,\n"
     (tmp_path / "t.csv").write_text(header + rows)
     traffic = TrafficClass(name="t", model="m", trace=TraceSpec(file="t.csv"), priority="low")
-    drawn, _ = declared_workload(spec(traffic), tmp_path)
+    drawn, _ = declared_workload(declared(traffic), tmp_path)
     assert drawn.tenants == ("blue", "red")
     assert drawn.tenant_index.tolist() == [0, 1, 0]
     assert drawn.priority.tolist() == [0, 2, 1]
@@ -225,7 +213,7 @@ def test_a_trace_says_itself_who_asks_and_what_is_shared(tmp_path: Path) -> None
     assert drawn.prefixes.of(0)[:4] == drawn.prefixes.of(1)[:4]
     doubled = traffic.model_copy(update={"shared_prefix": SharedPrefixSpec(tokens=16)})
     with pytest.raises(InputError, match="says itself what its prompts share") as caught:
-        declared_workload(spec(doubled), tmp_path)
+        declared_workload(declared(doubled), tmp_path)
     assert caught.value.field == "traffic[0].trace"
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+from planning import planned
 
-from planner.plan import make_plan
 from planner.plan_simulation.policies import Policies
 from planner.plan_simulation.simulate import simulate_plan
-from specs.deployment import load_deployment
 from specs.plan import Plan, Speculation
 
 SPEC = """\
@@ -32,9 +30,7 @@ choices: {engine: vllm, chat: {max_num_seqs: 16, max_num_batched_tokens: 512}}
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    folder = tmp_path_factory.mktemp("spec")
-    (folder / "spec.yaml").write_text(SPEC)
-    return make_plan(load_deployment(folder / "spec.yaml"), Path(folder))
+    return planned(SPEC, tmp_path_factory.mktemp("spec"))
 
 
 def energy(plan: Plan, **options: Any) -> dict[str, Any]:

@@ -137,6 +137,25 @@ def test_a_heavy_second_stage_holds_the_next_batch_up(exact: bool) -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
+def test_stages_on_unlike_machines_take_their_own_times(exact: bool) -> None:
+    """A prompt of 4 takes 1 s and 3 s in the stages, a decode 2 s and 1 s: no fixed shares of a step say both.
+
+    Lane 0: prompt in stage 0 until 1, in stage 1 until 4. Lane 1 follows: 1 to 2, 4 to 7. Lane 0 decodes from 4: until
+    6, then 7 (stage 1 is busy until then) to 8. Lane 1 decodes from 7: until 9 and 10.
+    """
+    model = replica(seats=2, lanes=2, flat_s=4.0)
+    prompt_s, decode_s = (1.0, 3.0), (2.0, 1.0)
+    stages = tuple(
+        replace(model.times, lanes=1, tokens_s=(0.0, decode, *(prompt,) * 15))
+        for prompt, decode in zip(prompt_s, decode_s, strict=True)
+    )
+    model = replace(model, times=replace(model.times, stages=stages))
+    result = simulate(model, workload([(0.0, 4, 2), (0.0, 4, 2)]), exact=exact)
+    assert result.ttft_s.tolist() == [4.0, 7.0]
+    assert result.e2e_s.tolist() == [8.0, 10.0]
+
+
+@pytest.mark.parametrize("exact", [True, False])
 def test_a_lane_that_waits_for_the_first_stage_takes_in_what_arrives_meanwhile(exact: bool) -> None:
     """Lane 0 holds the first stage until 0.5; of the pair at 0.1 the second goes to lane 1 and shares its step."""
     model = replica(seats=4, lanes=2, flat_s=1.0)

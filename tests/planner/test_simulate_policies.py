@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planning import planned
 
-from planner.plan import make_plan
 from planner.plan_simulation.policies import Policies, changed_limits, with_policies, without_effect
 from planner.plan_simulation.simulate import replica_model, simulate_plan
 from planner.plan_simulation.traffic import with_traffic
 from planner.simulate import Workload
 from planner.simulate.faults import Fault
-from specs.deployment import DeploymentSpec, load_deployment, resolved
+from specs.deployment import DeploymentSpec, resolved
 from specs.errors import InputError
 from specs.plan import Plan, Speculation
 
@@ -37,9 +37,7 @@ choices: {engine: vllm, chat: {max_num_seqs: 16, max_num_batched_tokens: 512}}
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    folder = tmp_path_factory.mktemp("spec")
-    (folder / "spec.yaml").write_text(SPEC)
-    return make_plan(load_deployment(folder / "spec.yaml"), Path(folder))
+    return planned(SPEC, tmp_path_factory.mktemp("spec"))
 
 
 def test_nothing_stated_changes_nothing(plan: Plan) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from planning import CHAT, L40S, plan_of, problem_of, spec_of
 
-from planner.candidates.pricing import Rung
+from planner.candidates.rungs import Rung
 from planner.optimize.fresh_seeds import Judge
 from planner.optimize.whole_plan import WholePlan
 from planner.plan_simulation.simulate import simulate_plan

@@ -195,11 +195,11 @@ def test_engine_and_step_simulator_take_the_same_decisions(policy, seed, monkeyp
     oracle_steps: list[list[tuple[str, int, int, bool]]] = []
     measured = StepLane._step_s
 
-    def noting(lane: StepLane, step):
+    def noting(lane: StepLane, step, *stage):
         decodes = [(str(sequence.id), sequence.computed_tokens, 1, True) for sequence in step.decodes]
         chunks = [(str(one.sequence.id), one.start, one.tokens, one.completes) for one in step.chunks]
         oracle_steps.append(decodes + chunks)
-        return measured(lane, step)
+        return measured(lane, step, *stage)
 
     monkeypatch.setattr(StepLane, "_step_s", noting)
     route = Route(request_class="c", group="g", share=1.0)

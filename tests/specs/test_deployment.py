@@ -266,6 +266,16 @@ def test_names_that_yaml_1_1_would_read_as_booleans_and_numbers():
         ("engine: vllm", "chat: {tensor_parallel: [2, 2]}", 20, "choices.chat.tensor_parallel", "stands twice"),
         ("engine: vllm", "chat: {tensor_parallel: []}", 20, "choices.chat.tensor_parallel", "empty list"),
         ("engine: vllm", "chat: {pool: h10}", 20, "choices.chat.pool", "did you mean 'h100'"),
+        ("engine: vllm", "chat: {stages_over: [h100, l4]}", 20, "choices.chat.stages_over", "did you mean 'l40s'"),
+        ("engine: vllm", "chat: {stages_over: [h100]}", 20, "choices.chat.stages_over", "two or more different pools"),
+        ("engine: vllm", "chat: {stages_over: [h100, h100]}", 20, "choices.chat.stages_over", "different pools"),
+        ("engine: vllm", "chat: {stages_over: h100}", 20, "choices.chat.stages_over", "is not a list"),
+        ("engine: vllm", "engine: sglang\n  chat: {stages_over: [h100, l40s]}", 21, "choices.chat.stages_over",
+         "sglang cannot run the stages of one replica on unlike machines; expected engine: vllm"),
+        ("engine: vllm", "chat: {stages_over: [h100, l40s], pipeline_parallel: 1}", 20, "choices.chat.stages_over",
+         "pipeline_parallel allows none"),
+        ("engine: vllm", "disaggregation: always\n  chat: {stages_over: [h100, l40s]}", 21, "choices.chat.stages_over",
+         "do both phases"),
         ("  chat: {architecture", "  engine: {architecture", 5, "models.engine", "cannot be called 'engine'"),
         ("  chat: {architecture: meta", "  other: x\n  chat: {architecture: meta", 5, "models.other", "has no traffic"),
         ("  chat: {architecture: meta-llama/Llama-3.1-70B}", "  chat: {weights: fp7, architecture: x}", 5,
@@ -277,6 +287,18 @@ def test_mistakes(old, new, line, field, says):
     error = refused(old, new)
     assert says in str(error)
     assert (error.line, error.field) == (line, field)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("minimise cost", "minimise energy"), ("utilisation: 85%", "survive_node_failures: 1")],
+)
+def test_what_is_not_planned_for_replicas_over_several_pools(old, new):
+    text = with_change("engine: vllm", "chat: {stages_over: [h100, l40s]}")
+    assert spec_of(text).choices.of("chat").stages_over == ("h100", "l40s")
+    with pytest.raises(InputError, match="is not planned") as caught:
+        spec_of(text.replace(old, new))
+    assert caught.value.field == "choices.chat.stages_over"
 
 
 def test_two_classes_of_one_name():

@@ -17,6 +17,10 @@ SEEDS = [
     """{models: {m: {architecture: x, weights: [bf16, fp8]}}, hardware: {pools: [{name: p, device: d, count: 8,
     price: $1/h}]}, traffic: [{name: t, arrivals: {rate: 2/s}, prompt_tokens: {uniform: [1, 2k]}, output_tokens: 9,
     slo: {ttft: 1s, attainment: 99%}}], choices: {m: {replicas: 2, pool: p}}}""",
+    """{models: {m: x}, hardware: {pools: [{name: p, device: d, count: 8, price: $1/h}]}, traffic: [{name: t, arrivals:
+    1/s, prompt_tokens: 9, output_tokens: 9}], choices: {m: {groups: [{name: a, pool: p, nodes: [0], replicas: 1,
+    serves: {t: 40%}, pipeline_stages: [2, 3]}, {role: prefill, replicas: 1, hands_over_to: b}, {name: b, role: decode,
+    replicas: 1, tensor_parallel: 2, engine_version: 0.1, memory_fraction: 90%}]}}}""",
 ]
 SNIPPETS = st.sampled_from(
     ["", " ", "\n", ":", "- ", "{", "}", "[", "]", "&a ", "*a", "!!int ", "null", "~", "-1", "0", "1e99", ".nan", "inf",

@@ -19,11 +19,12 @@ from planner.optimize.expert_placement.nodes import MOST_PARTINGS, every_parting
 from planner.optimize.expert_placement.prices import STEPS, StepPrices, price_steps, unaffordable
 
 MOST_SEARCHED = 50_000_000  # partial packings times companions, of all layers where experts are few
-MOST_ROWS = 360_000  # of programmes, times slots, of all layers
+MOST_ROWS = 520_000  # of programmes, times the square of slots, of all layers: with more slots they take longer
 BATCH = 8  # layers whose programmes are solved before their replicas move, all together
 MOST_FOR_A_LAYER = 8
 WANTED = 1.015  # times the limit that is tried first: refuted, it suffices, and one programme does for a layer
-OPEN = 1.01  # times the bound: layers that are looked at
+OPEN, OPEN_OF_MANY = 1.01, 1.015  # times the bound: layers that are looked at; where they are more than MANY
+MANY = 16
 
 
 def place_experts(instance: ExpertLoads, *, searched: int = MOST_SEARCHED) -> ExpertPlacement:
@@ -80,18 +81,18 @@ def _close_gaps(loads: np.ndarray, experts: np.ndarray, value: np.ndarray, bound
     that a programme proposes are tried.
     """
     devices, slots = experts.shape[1:]
-    left = MOST_ROWS
+    left, narrow = MOST_ROWS, OPEN if len(loads) <= MANY else OPEN_OF_MANY
     kept = value.copy()  # the lowest limit that was not refuted
     tried = np.zeros(len(loads), dtype=int)
     while left > 0:
         gaps = np.where(tried < MOST_FOR_A_LAYER, value / np.maximum(bound, 1e-300), 0.0)
         batch = np.argsort(-gaps, kind="stable")[:BATCH]
-        batch = batch[gaps[batch] > OPEN]
+        batch = batch[gaps[batch] > narrow]
         if not len(batch):
             break
         proposed: dict[int, np.ndarray] = {}
         for row in batch:
-            if value[row] < bound[row] * OPEN or left <= 0:
+            if value[row] < bound[row] * narrow or left <= 0:
                 continue
             limit = value[row] / WANTED
             if not bound[row] < limit < kept[row] * BETTER:
@@ -101,7 +102,7 @@ def _close_gaps(loads: np.ndarray, experts: np.ndarray, value: np.ndarray, bound
             priced = price_steps(loads[row] / limit, devices * slots, slots, steps)
             if priced is None:
                 continue
-            left -= priced.rows * slots
+            left -= priced.rows * slots**2
             if priced.counts is not None:
                 proposed[int(row)] = priced.counts
             raised = _raised(loads, value, bound, priced.prices, devices * slots, row, limit)

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 STEPS = {2: (200,), 3: (25, 40), 4: (16, 24), 5: (12, 16)}  # by slots, tried in turn; with more the mean load is close
-SMALL = 8  # lowest steps into which every expert is offered the numbers of replicas that reach them
+SMALL = 4  # lowest steps into which every expert is offered the numbers of replicas that reach them
 KEY = 1 << 32  # above any number of replicas
 FULL = 1 + 1e-12  # the limit, rounded to the safe side
 MOST_ROUNDS = 5  # of numbers of replicas that were not offered
 OFFERED = 4  # numbers of replicas from the least on
-FACTORS_OFFERED = (2, 3, 4, 6, 9, 13, 19, 28)  # of the least number: very small replicas are companions to large ones
+FACTORS_OFFERED = (2, 4)  # of the least number; what turns out cheaper is offered later
 USED = 1e-6  # share of a number of replicas above which it is used
 # presolve takes longer than it spares: 20 ms with it and 14 without, 256 experts in two slots a device
 OPTIONS = {"output_flag": False, "threads": 1, "presolve": "off", "simplex_iteration_limit": 20_000}

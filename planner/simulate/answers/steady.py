@@ -86,7 +86,7 @@ def stability(result: FleetResult, workload: Workload) -> Stability:
     if (
         not whole
         or len(served_s) < LEAST_REQUESTS_STEADY
-        or result.horizon_s < LEAST_STAYS * float(np.median(served_s))
+        or result.horizon_s < LEAST_STAYS * float(np.quantile(served_s, 0.5))
         or (end >= 10 and end >= 3 * early)
     ):
         return "too short to tell"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import CFUNCTYPE, POINTER, Structure, c_double, c_int, c_int64, c_uint8, c_uint64
+from ctypes import CFUNCTYPE, POINTER, Structure, c_double, c_int, c_int64, c_uint8, c_uint64, c_void_p
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class StepTimes(Structure):
         ("decode_table", DecodeTable),
         ("decode_window_table", DecodeTable),
         ("chunk_table", ChunkTable),
+        ("stages", c_void_p),
     )
 
 

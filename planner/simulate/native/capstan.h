@@ -42,7 +42,7 @@ typedef struct {
 } ChunkTable;
 
 /* `planner.cost.step_times.StepTimes`. */
-typedef struct {
+typedef struct StepTimes {
     const double *tokens_s;  /* by tokens in the step */
     const double *sampled_s; /* by rows sampled */
     const double *passed;    /* [lanes]: share of a step's time after which it has left each stage */
@@ -63,6 +63,7 @@ typedef struct {
     DecodeTable decode_table;
     DecodeTable decode_window_table;
     ChunkTable chunk_table;
+    const struct StepTimes *stages; /* [lanes]: of each stage, where they are unlike machines; or NULL */
 } StepTimes;
 
 enum { MIXED_CHUNKED = 0, PREFILL_FIRST = 1, DECODE_FIRST = 2 };              /* Scheduling.prefill_policy */
@@ -237,16 +238,18 @@ enum { OK = 0, NO_MEMORY = 1, BOUND_HIT = 2, STOPPED = 3 };
 typedef struct {
     double ready_s;       /* when it may be scheduled: sent + request_s */
     double key;           /* of its rank, while it waits and when the running were sorted last */
-    int64_t number;       /* breaks ties of the rank */
-    int64_t level_tokens; /* served at its level */
-    int32_t prompt;       /* tokens */
-    int32_t output;       /* tokens to generate */
-    int32_t predicted;    /* the same, as a predictor says */
+    int32_t output;       /* tokens to generate; from here to `gone`: what every step looks at, in one line of cache */
     int32_t generated;    /* tokens sampled so far */
     int32_t computed;     /* tokens in the cache, or in the host tier */
     int32_t prefill;      /* tokens known at admission */
     int32_t capacity;     /* tokens that its blocks hold */
+    bool chunked;         /* has a chunk in the step in flight */
+    bool gone;            /* leaves the batch at the end of this step */
+    int32_t prompt;       /* tokens */
+    int32_t predicted;    /* output tokens, as a predictor says */
     int32_t units;        /* prefix units in its blocks */
+    int64_t number;       /* breaks ties of the rank */
+    int64_t level_tokens; /* served at its level */
     int32_t host_blocks;  /* that keep its computed tokens */
     int32_t cached;       /* tokens found in the prefix cache at the first admission */
     int32_t preemptions;
@@ -254,8 +257,6 @@ typedef struct {
     int32_t next;  /* in a queue */
     int32_t left;  /* in a heap */
     int32_t right;
-    bool chunked; /* has a chunk in the step in flight */
-    bool gone;    /* leaves the batch at the end of this step */
 } Seq;
 
 typedef struct {
@@ -361,12 +362,15 @@ typedef struct {
     int32_t *running; /* [seats]: requests in order of service */
     Chunk *chunks;    /* [seats]: of the step in flight */
     int32_t *victims; /* [seats]: preempted by the step in flight */
+    int32_t *ends;    /* [seats]: scratch, what a step that ends gives its first or its last token */
     List pending;     /* arrived, not ready yet */
     Queue waiting;
     Blocks blocks;
     double clock_s; /* end of the step in flight, or when one may be formed */
     double wake_s;  /* when an arrival may end the repetition */
     double fixed_s; /* of the repeated step: what does not depend on contexts */
+    double *stage_s;       /* [lanes]: of the step in flight, by unlike stage; or NULL */
+    double *stage_fixed_s; /* [lanes]: `fixed_s` of each; or NULL */
     int64_t context;        /* KV tokens that the last decodes read */
     int64_t window_context; /* the same in windowed layers */
     int64_t reserved_blocks; /* of the running, for output_reserve */

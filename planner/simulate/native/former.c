@@ -107,16 +107,27 @@ static inline void add_chunk(Lane *lane, int32_t request, int32_t start, int64_t
 /* `_decode`: room for the next tokens of each decoding sequence, preempting the last one where blocks run out. */
 static void form_decodes(Lane *lane) {
     Seq *seqs = lane->run->seqs;
-    for (int32_t i = 0; i < lane->count; i++) {
+    const int64_t window = lane->model->times.window_tokens, tokens = 1 + lane->model->draft_tokens;
+    int64_t context = 0, window_context = 0;
+    int32_t decodes = 0, i = 0;
+    for (; i < lane->count; i++) {
         Seq *seq = &seqs[lane->running[i]];
         if (is_prefilling(seq)) continue;
         while (!blocks_grow(&lane->blocks, seq, decoded_tokens(lane, seq))) {
             preempt_last(lane);
             lane->admits = false;
-            if (i == lane->count) return;
+            if (i == lane->count) break;
         }
-        add_decode(lane, seq);
+        if (i == lane->count) break; /* it gave way itself */
+        int64_t own = seq->computed + tokens;
+        decodes++;
+        context += own;
+        if (window >= 0) window_context += own < window ? own : window;
     }
+    lane->decodes += decodes;
+    lane->budget -= tokens * decodes;
+    lane->context += context;
+    lane->window_context += window_context;
 }
 
 /* `_enter` */
@@ -168,6 +179,7 @@ static void admit(Lane *lane, bool prompts, bool decodes, int32_t before) {
 /* `_go_on`: chunks of prompts under way; under a preemptive order, after the waiting ones that go before them. */
 static void go_on(Lane *lane) {
     const bool preemptive = is_preemptive(lane->model->order);
+    if (lane->decodes == lane->count) return;
     for (int32_t i = 0, count = lane->count; i < count; i++) {
         int32_t request = lane->running[i];
         Seq *seq = &lane->run->seqs[request];

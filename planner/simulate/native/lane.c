@@ -35,6 +35,20 @@ static void lane_settle(Lane *lane) {
 
 /* ---- the time of a step: `_step_s` ---- */
 
+/* By these step times; `fixed_s` takes what does not depend on contexts. */
+static double times_step_s(const Lane *lane, const StepTimes *times, int64_t tokens, int64_t sampled, double *fixed_s) {
+    double seconds = times->tokens_s[tokens] + times->sampled_s[sampled] +
+                     times->sequence_s * (double)(lane->decodes + lane->chunk_count);
+    *fixed_s = seconds;
+    if (lane->decodes) seconds += decode_s(times, lane->decodes, lane->context, lane->window_context);
+    if (lane->chunk_count) seconds += times->prefill_step_s;
+    for (int32_t i = 0; i < lane->chunk_count; i++)
+        seconds += chunk_s(times, lane->chunks[i].tokens, lane->chunks[i].start);
+    if (lane->chunk_count && seconds < times->eager_s) seconds = times->eager_s;
+    if (lane->blocks.moved) seconds += times->host_token_s * (double)lane->blocks.moved;
+    return seconds;
+}
+
 static double step_s(Lane *lane) {
     const StepTimes *times = &lane->model->times;
     const Seq *seqs = lane->run->seqs;
@@ -44,16 +58,26 @@ static double step_s(Lane *lane) {
         tokens += chunk->tokens;
         sampled += chunk->start + chunk->tokens == seqs[chunk->request].prefill;
     }
-    double seconds = times->tokens_s[tokens] + times->sampled_s[sampled] +
-                     times->sequence_s * (double)(lane->decodes + lane->chunk_count);
-    lane->fixed_s = seconds;
-    if (lane->decodes) seconds += decode_s(times, lane->decodes, lane->context, lane->window_context);
-    if (lane->chunk_count) seconds += times->prefill_step_s;
-    for (int32_t i = 0; i < lane->chunk_count; i++)
-        seconds += chunk_s(times, lane->chunks[i].tokens, lane->chunks[i].start);
-    if (lane->chunk_count && seconds < times->eager_s) seconds = times->eager_s;
-    if (lane->blocks.moved) seconds += times->host_token_s * (double)lane->blocks.moved;
-    if (lane->model->draft_tokens && lane->decodes) seconds += lane->model->draft_s;
+    double draft_s = lane->model->draft_tokens && lane->decodes ? lane->model->draft_s : 0.0, seconds = 0.0;
+    if (!times->stages) return times_step_s(lane, times, tokens, sampled, &lane->fixed_s) + draft_s;
+    for (int64_t i = 0; i < times->lanes; i++) {
+        lane->stage_s[i] = times_step_s(lane, &times->stages[i], tokens, sampled, &lane->stage_fixed_s[i]);
+        if (i == times->lanes - 1) lane->stage_s[i] += draft_s;
+        seconds += lane->stage_s[i];
+    }
+    return seconds;
+}
+
+/* Of the repeated step, at the contexts that it has reached. */
+static double repeated_s(Lane *lane) {
+    const StepTimes *times = &lane->model->times;
+    if (!times->stages) return lane->fixed_s + decode_s(times, lane->decodes, lane->context, lane->window_context);
+    double seconds = 0.0;
+    for (int64_t i = 0; i < times->lanes; i++) {
+        lane->stage_s[i] = lane->stage_fixed_s[i] +
+                           decode_s(&times->stages[i], lane->decodes, lane->context, lane->window_context);
+        seconds += lane->stage_s[i];
+    }
     return seconds;
 }
 
@@ -194,7 +218,7 @@ static bool lane_form(Lane *lane, double time_s, double *seconds) {
     lane->formed++;
     lane->context += lane->decodes;
     lane->window_context += lane->below;
-    *seconds = lane->fixed_s + decode_s(&lane->model->times, lane->decodes, lane->context, lane->window_context);
+    *seconds = repeated_s(lane);
     lane->in_flight = true;
     return true;
 }
@@ -266,20 +290,47 @@ static void drop_gone(Lane *lane) {
     lane->count = kept;
 }
 
+/* Whether decoding sequences have nothing to settle but their tokens and blocks. */
+static inline bool settles_plainly(const Lane *lane) {
+    const Model *model = lane->model;
+    return model->order == FCFS && !lane->blocks.unit_tokens && !model->draft_tokens && lane->group->spec->target < 0;
+}
+
+/* `lane_settle`, `complete_chunks` and `sampled` of all decoding sequences, in one look at each of them. */
+static void complete_plain(Lane *lane, double time_s) {
+    int32_t formed = lane->formed, ends = 0;
+    for (int32_t i = 0; lane->decodes && i < lane->count; i++) {
+        Seq *seq = &lane->run->seqs[lane->running[i]];
+        if (is_prefilling(seq)) continue;
+        blocks_grow(&lane->blocks, seq, seq->computed + formed);
+        seq->computed += formed;
+        seq->generated += formed;
+        if (seq->generated == 1 || seq->generated == seq->output) lane->ends[ends++] = lane->running[i];
+    }
+    if (formed) note_blocks(lane);
+    lane->formed = 0;
+    complete_chunks(lane);
+    for (int32_t i = 0; i < ends; i++) sampled(lane, lane->ends[i], time_s);
+}
+
 /* Apply the step that ends now. Inside a repetition nothing is to be seen of it. */
 static void lane_complete(Lane *lane, double time_s) {
     Run *run = lane->run;
     lane->in_flight = false;
     if (lane->left) return;
     int64_t before = run->finished_count + run->handed_count;
-    if (lane->model->draft_tokens && lane->decodes)
-        complete_drafts(lane);
-    else
-        lane_settle(lane);
-    complete_chunks(lane);
-    for (int32_t i = 0; lane->decodes && i < lane->count; i++) {
-        const Seq *seq = &run->seqs[lane->running[i]];
-        if (!seq->chunked && !is_prefilling(seq)) sampled(lane, lane->running[i], time_s);
+    if (settles_plainly(lane)) {
+        complete_plain(lane, time_s);
+    } else {
+        if (lane->model->draft_tokens && lane->decodes)
+            complete_drafts(lane);
+        else
+            lane_settle(lane);
+        complete_chunks(lane);
+        for (int32_t i = 0; lane->decodes && i < lane->count; i++) {
+            const Seq *seq = &run->seqs[lane->running[i]];
+            if (!seq->chunked && !is_prefilling(seq)) sampled(lane, lane->running[i], time_s);
+        }
     }
     for (int32_t i = 0; i < lane->chunk_count; i++) {
         int32_t request = lane->chunks[i].request;

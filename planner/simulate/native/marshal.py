@@ -39,7 +39,19 @@ def step_times_of(times: step_times.StepTimes) -> tuple[abi.StepTimes, abi.Pins]
     struct.decode_table = _decode_table(times.decode_table, most, pins)
     struct.decode_window_table = _decode_table(times.decode_window_table, most, pins)
     struct.chunk_table = _chunk_table(times.chunk_table, pins)
+    if times.stages:
+        struct.stages = _stages(times.stages, pins)
     return struct, pins
+
+
+def _stages(stages: tuple[step_times.StepTimes, ...], pins: abi.Pins) -> int:
+    """Address of the step times of unlike stages, one after the other."""
+    structs = []
+    for stage in stages:
+        struct, own = step_times_of(stage)
+        pins.keep(own)
+        structs.append(struct)
+    return ctypes.addressof(pins.structs(structs, abi.StepTimes))
 
 
 def _decode_table(table: pieces.DecodeTable | None, most: int, pins: abi.Pins) -> abi.DecodeTable:

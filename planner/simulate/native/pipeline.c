@@ -1,15 +1,17 @@
 /* Lanes behind shared stages: `planner/simulate/pipeline.py` and `stages.py`. */
 #include "capstan.h"
 
-/* `Stages.run`: a step of `seconds` enters at `start_s`; returns when it leaves the last stage. */
-static double stages_run(Pipeline *pipeline, double start_s, double seconds) {
+/* `Stages.run` and `run_unlike`: a step of `seconds` (`stage_s`: by stage, where they are unlike; or NULL) enters at
+ * `start_s`; returns when it leaves the last stage. */
+static double stages_run(Pipeline *pipeline, double start_s, double seconds, const double *stage_s) {
     const double *passed = pipeline->lanes[0].model->times.passed;
-    double delay_s = 0.0, before = 0.0;
+    double delay_s = 0.0, before_s = 0.0;
     for (int32_t stage = 0; stage < pipeline->count; stage++) {
-        double held_s = pipeline->free_s[stage] - (start_s + before * seconds);
+        double after_s = stage_s ? before_s + stage_s[stage] : passed[stage] * seconds;
+        double held_s = pipeline->free_s[stage] - (start_s + before_s);
         if (held_s > delay_s) delay_s = held_s;
-        pipeline->free_s[stage] = start_s + delay_s + passed[stage] * seconds;
-        before = passed[stage];
+        pipeline->free_s[stage] = start_s + delay_s + after_s;
+        before_s = after_s;
     }
     return start_s + delay_s + seconds;
 }
@@ -29,7 +31,7 @@ static void pipeline_form(Pipeline *pipeline, int32_t index, double time_s) {
     Lane *lane = &pipeline->lanes[index];
     double seconds = 0.0, horizon_s = lane->run->horizon_s;
     bool formed = lane_form(lane, time_s, &seconds);
-    lane->clock_s = formed ? stages_run(pipeline, time_s, seconds) : head_ready_s(lane);
+    lane->clock_s = formed ? stages_run(pipeline, time_s, seconds, lane->stage_s) : head_ready_s(lane);
     pipeline->since_s[index] = lane->clock_s;
     if (formed && time_s < horizon_s)
         lane->load->busy_s += (horizon_s < lane->clock_s ? horizon_s : lane->clock_s) - time_s;

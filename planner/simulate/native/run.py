@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.simulate.conditions import Conditions
 from planner.simulate.faults import Fault
 from planner.simulate.gather import Outcome, gather
 from planner.simulate.links import Link
@@ -20,7 +21,6 @@ from planner.simulate.native.listener import Listener
 from planner.simulate.record import LaneLoad
 from planner.simulate.result import FleetResult, LinkLoad
 from planner.simulate.routing import class_splits
-from planner.simulate.run import Conditions
 from specs.deployment import SLO
 from specs.plan import Route, RouterName
 

@@ -42,6 +42,11 @@ static void lane_open(Lane *lane, Run *run, Group *group, int64_t replica, int64
     lane->running = get_memory(run, seats, sizeof *lane->running);
     lane->chunks = get_memory(run, seats, sizeof *lane->chunks);
     lane->victims = get_memory(run, seats, sizeof *lane->victims);
+    lane->ends = get_memory(run, seats, sizeof *lane->ends);
+    if (model->times.stages) {
+        lane->stage_s = get_memory(run, model->times.lanes, sizeof *lane->stage_s);
+        lane->stage_fixed_s = get_memory(run, model->times.lanes, sizeof *lane->stage_fixed_s);
+    }
     if (model->order == VTC) {
         lane->waiting.tenants = get_memory(run, run->problem->tenants, sizeof *lane->waiting.tenants);
         lane->waiting.counters = get_memory(run, run->problem->tenants, sizeof *lane->waiting.counters);
@@ -162,6 +167,7 @@ static void replica_close(Group *group, int64_t replica) {
         free(lane->running);
         free(lane->chunks);
         free(lane->victims);
+        free(lane->ends);
         free(lane->waiting.tenants);
         free(lane->waiting.counters);
         table_close(&lane->blocks.table);
