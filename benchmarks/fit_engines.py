@@ -3,10 +3,16 @@
     python -m benchmarks.fit_engines DATA/serving/measured_aggregated.csv [--engine vllm] [--write]
 
 Parameters are those of `PARAMETERS`, all positive, with a prior each (log-normal: middle and width); none belongs to
-one model. Method: Gauss-Newton on log(predicted / measured) of TPOT and TTFT with Huber's weights (P. J. Huber, 1964),
-since a few published rows are wrong by factors. `left_out` predicts each (model, device, engine) group with the
-parameters that the other groups alone give: one more Gauss-Newton step without its rows (or several), of the length
-that helps the others most. Same table, same figures.
+one model. What is small is log(predicted / measured) of TPOT and TTFT, squared for small ones and linear for outliers
+(P. J. Huber, 1964), since a few published rows are wrong by factors.
+
+A (model, device, engine) group is off as a whole: its rows share the same kernels, flags and clients, and forty rows of
+one model are no forty witnesses. Each group therefore has an offset of its own in either figure (a random effect, of
+the widths `OWN_TTFT` and `OWN_TPOT`), which no prediction uses. Parameters are moved by what differs inside groups and
+by what most of them have in common, not by the level of one that has many rows.
+
+Method: Gauss-Newton from the middle of the priors; slopes by differences, kept for a few steps, until they gain no
+more. `left_out` predicts each group by the very same fit of the other groups' rows. Same table, same figures.
 """
 
 from __future__ import annotations
@@ -14,31 +20,38 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
-from benchmarks.serving_rows import Floats, Row, measured, read_rows, simulate
+from benchmarks.serving_rows import Floats, Group, Row, measured, read_rows, simulate
 from specs.catalog import load_engine
 from specs.catalog.facts import CATALOG
 from specs.profile import EngineProfile
 
 TPOT_WIDTH, TTFT_WIDTH = 0.04, 0.25  # of log ratios: what a good prediction is off by
+OWN_TPOT, OWN_TTFT = 0.2, 0.3  # of log ratios: what a group is off by as a whole
 DIFFERENCE = 0.05  # of a parameter's logarithm, for its derivative
-FACTOR, GROUPED, OVERHEAD = 0.1, 0.3, 0.5  # widths of priors: kernels, grouped products (no table fits), host times
-GROUP_WEIGHT = 0.5  # a (model, device, engine) of n rows counts for this x sqrt(n): its errors are not independent
+FACTOR, EXPERTS, PROMPT_EXPERTS = 0.05, 0.15, 0.3  # widths of priors on factors of kernels that the tables have
+OVERHEAD = 0.7  # on host times, which no table has
+SHARES = (1.0, 0.4, 0.12)  # of a step that are tried
+ROUNDS, KEPT = 16, 3  # steps at most; with the same slopes
 SETTLED = 0.003  # relative gain of a step below which a fit is done
-SAMPLED_ROWS = 40  # of such a group that are simulated for the fit, spread over the table
+WEIGHTINGS = 20  # of outliers, in a step
+SAMPLED_ROWS = 40  # of a group that are simulated for the fit, spread over the table
+PROCESSES = 2
 
 _KERNELS = {
     "kernels.gemm": (1.0, FACTOR),
     "kernels.attention": (1.0, FACTOR),
     "kernels.prefill_attention": (1.0, FACTOR),
-    "kernels.experts": (1.0, GROUPED),
-    "kernels.prefill_experts": (1.0, GROUPED),
+    "kernels.experts": (1.0, EXPERTS),
+    "kernels.prefill_experts": (1.0, PROMPT_EXPERTS),
     "kernels.elementwise": (1.0, FACTOR),
     "kernels.collective": (1.0, FACTOR),
 }
@@ -86,19 +99,6 @@ PARAMETERS: dict[str, dict[str, tuple[float, float]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Logarithms of the parameters, and the linear problem around them: residuals (rows x 2) and their slopes."""
-
-    names: tuple[str, ...]
-    values: Floats
-    residuals: Floats
-    slopes: Floats
-
-    def profile(self, base: EngineProfile) -> EngineProfile:
-        return with_values(base, dict(zip(self.names, np.exp(self.values).tolist(), strict=True)))
-
-
 def with_values(base: EngineProfile, values: dict[str, float]) -> EngineProfile:
     """The profile with values at dotted paths (`kernels.gemm`, `releases.0.step_overhead_s`)."""
     document: dict[str, Any] = base.model_dump()
@@ -111,88 +111,112 @@ def with_values(base: EngineProfile, values: dict[str, float]) -> EngineProfile:
     return EngineProfile.model_validate(document)
 
 
-def fit(base: EngineProfile, rows: Sequence[Row], rounds: int = 4) -> Fit:
-    """The parameters of `base.name` that explain `rows` best."""
-    names, middle, width = _priors(base)
-    weights = _weights(rows)
-    values, found = middle, _residuals(base, rows, names, middle)
-    slopes = _slopes(base, rows, names, values, found)
+@dataclass(frozen=True)
+class Problem:
+    """Rows of one engine, and what is asked of the logarithms of its parameters."""
+
+    base: EngineProfile
+    rows: tuple[Row, ...]
+    names: tuple[str, ...]
+    middle: Floats  # of the priors
+    width: Floats
+    weights: Floats  # (rows,): what each counts for
+    groups: NDArray[np.int64]  # (rows,): index of each one's group
+
+    @classmethod
+    def of(cls, base: EngineProfile, rows: Sequence[Row]) -> Problem:
+        """The fit of `base.name` to `rows`; a group of n rows counts for the root of n."""
+        priors = PARAMETERS[base.name]
+        sizes = Counter(row.group for row in rows)
+        places = {group: index for index, group in enumerate(sorted(sizes))}
+        return cls(
+            base,
+            tuple(rows),
+            tuple(priors),
+            np.log(np.array([value for value, _ in priors.values()])),
+            np.array([width for _, width in priors.values()]),
+            np.array([1.0 / np.sqrt(sizes[row.group]) for row in rows]),
+            np.array([places[row.group] for row in rows]),
+        )
+
+    def profile(self, at: Floats) -> EngineProfile:
+        return with_values(self.base, dict(zip(self.names, np.exp(at).tolist(), strict=True)))
+
+    def residuals(self, at: Floats) -> Floats:
+        """(rows, 2) log ratios of TTFT and TPOT in widths; 0 where a row cannot be predicted."""
+        ratio = np.log(simulate(self.rows, self.profile(at)) / measured(self.rows))
+        result: Floats = np.nan_to_num(ratio / (TTFT_WIDTH, TPOT_WIDTH))
+        return result
+
+    def slopes(self, at: Floats, found: Floats) -> Floats:
+        """(rows, 2, parameters): what one unit of a parameter's logarithm adds to the residuals."""
+        moved = [self.residuals(at + DIFFERENCE * unit) for unit in np.eye(len(at))]
+        result: Floats = (np.stack(moved, axis=-1) - found[..., None]) / DIFFERENCE
+        return result
+
+    def cost(self, found: Floats, at: Floats) -> float:
+        """Of residuals and parameters, with the offsets of groups that suit the residuals best."""
+        columns, prior = self._offsets()
+        own, huber = _least(found.reshape(-1), columns, np.repeat(self.weights, 2), prior, np.zeros(len(prior)))
+        from_prior = ((at - self.middle) / self.width) ** 2
+        return huber + 0.5 * float(from_prior.sum() + (prior * own**2).sum())
+
+    def step(self, found: Floats, slopes: Floats, at: Floats) -> Floats:
+        """To the least cost of the linear problem, at most a factor of two in any parameter."""
+        offsets, prior = self._offsets()
+        count = len(at)
+        columns = np.hstack([slopes.reshape(-1, count), offsets])
+        precision = np.concatenate([self.width**-2, prior])
+        pull = np.concatenate([(at - self.middle) / self.width**2, np.zeros(len(prior))])
+        moves, _ = _least(found.reshape(-1), columns, np.repeat(self.weights, 2), precision, pull)
+        result: Floats = np.clip(moves[:count], -0.7, 0.7)
+        return result
+
+    def _offsets(self) -> tuple[Floats, Floats]:
+        """(rows x 2, groups x 2) columns of the groups' own offsets, in their widths; their precisions."""
+        groups = int(self.groups.max()) + 1
+        columns = np.zeros((len(self.groups), 2, groups, 2))
+        index = np.arange(len(self.groups))
+        columns[index, 0, self.groups, 0] = OWN_TTFT / TTFT_WIDTH
+        columns[index, 1, self.groups, 1] = OWN_TPOT / TPOT_WIDTH
+        return columns.reshape(2 * len(self.groups), 2 * groups), np.ones(2 * groups)
+
+
+def _least(found: Floats, columns: Floats, weights: Floats, precision: Floats, pull: Floats) -> tuple[Floats, float]:
+    """x of least  weights . huber(found + columns x) + pull x + precision x^2 / 2, by reweighting; the huber part."""
+    x = np.zeros(len(precision))
+    for _ in range(WEIGHTINGS):
+        each = weights / np.maximum(1.0, np.abs(found + columns @ x))
+        matrix = (columns * each[:, None]).T @ columns + np.diag(precision)
+        before, x = x, -np.linalg.solve(matrix, (columns * each[:, None]).T @ found + pull)
+        if np.abs(x - before).max() < 1e-4:
+            break
+    size = np.abs(found + columns @ x)
+    return x, float((weights * np.where(size < 1.0, 0.5 * size**2, size - 0.5)).sum())
+
+
+def fit(base: EngineProfile, rows: Sequence[Row], rounds: int = ROUNDS) -> EngineProfile:
+    """`base` with the parameters that explain `rows` best, settled unless `rounds` steps do not do."""
+    problem = Problem.of(base, rows)
+    at = problem.middle
+    found = problem.residuals(at)
+    slopes, age = problem.slopes(at, found), 0
     for _ in range(rounds):
-        before = _cost(found, values, middle, width, weights)
-        step = _step(found, slopes, values, middle, width, weights)
-        for share in (1.0, 0.5, 0.2):
-            moved = values + share * step
-            then = _residuals(base, rows, names, moved)
-            if _cost(then, moved, middle, width, weights) < before:
+        before = problem.cost(found, at)
+        step = problem.step(found, slopes, at)
+        gain = 0.0
+        for share in SHARES:
+            there = problem.residuals(at + share * step)
+            after = problem.cost(there, at + share * step)
+            if after < before:
+                at, found, gain = at + share * step, there, 1.0 - after / before
                 break
-        else:
+        if gain < SETTLED and age == 0:
             break
-        values, found = moved, then
-        slopes = _slopes(base, rows, names, values, found)
-        after = _cost(found, values, middle, width, weights)
-        print(f"{base.name}: cost {before:.1f} -> {after:.1f}", flush=True)
-        if before - after < SETTLED * after:
-            break
-    return Fit(names, values, found, slopes)
-
-
-def around(profile: EngineProfile, rows: Sequence[Row]) -> Fit:
-    """The linear problem around the parameters that `profile` has."""
-    names, _, _ = _priors(profile)
-    values = np.log(np.maximum([_value(profile, path) for path in names], 1e-9))
-    found = _residuals(profile, rows, names, values)
-    return Fit(names, values, found, _slopes(profile, rows, names, values, found))
-
-
-def _priors(base: EngineProfile) -> tuple[tuple[str, ...], Floats, Floats]:
-    """Names of the parameters, middles and widths of their logarithms."""
-    priors = PARAMETERS[base.name]
-    middle = np.log(np.array([value for value, _ in priors.values()]))
-    return tuple(priors), middle, np.array([width for _, width in priors.values()])
-
-
-def _value(profile: EngineProfile, path: str) -> float:
-    place: Any = profile.model_dump()
-    for name in path.split("."):
-        place = place[int(name)] if name.isdigit() else place[name]
-    return float(place)
-
-
-def _residuals(base: EngineProfile, rows: Sequence[Row], names: tuple[str, ...], at: Floats) -> Floats:
-    """(rows, 2) log ratios of TTFT and TPOT in widths; 0 where a row cannot be predicted."""
-    profile = with_values(base, dict(zip(names, np.exp(at).tolist(), strict=True)))
-    ratio = np.log(simulate(rows, profile) / measured(rows))
-    result: Floats = np.nan_to_num(ratio / (TTFT_WIDTH, TPOT_WIDTH))
-    return result
-
-
-def _weights(rows: Sequence[Row]) -> Floats:
-    """(rows,): what each counts for."""
-    sizes = Counter(row.group for row in rows)
-    return np.array([GROUP_WEIGHT / np.sqrt(sizes[row.group]) for row in rows])
-
-
-def _cost(found: Floats, at: Floats, middle: Floats, width: Floats, weights: Floats) -> float:
-    size = np.abs(found)
-    huber = weights[:, None] * np.where(size < 1.0, 0.5 * size**2, size - 0.5)
-    return float(huber.sum() + 0.5 * (((at - middle) / width) ** 2).sum())
-
-
-def _slopes(base: EngineProfile, rows: Sequence[Row], names: tuple[str, ...], at: Floats, found: Floats) -> Floats:
-    """(rows, 2, parameters): what one unit of a parameter's logarithm adds to the residuals."""
-    moved = [_residuals(base, rows, names, at + DIFFERENCE * unit) for unit in np.eye(len(at))]
-    result: Floats = (np.stack(moved, axis=-1) - found[..., None]) / DIFFERENCE
-    return result
-
-
-def _step(found: Floats, slopes: Floats, values: Floats, middle: Floats, width: Floats, row_weights: Floats) -> Floats:
-    """One Gauss-Newton step of the weighted problem, at most a factor of two in any parameter."""
-    r, j = found.reshape(-1), slopes.reshape(-1, len(values))
-    weights = np.repeat(row_weights, 2) / np.maximum(1.0, np.abs(r))
-    matrix = (j * weights[:, None]).T @ j + np.diag(width**-2)
-    gradient = (j * weights[:, None]).T @ r + (values - middle) / width**2
-    step: Floats = np.clip(-np.linalg.solve(matrix, gradient), -0.7, 0.7)
-    return step
+        age = 0 if gain < SETTLED or age + 1 == KEPT else age + 1
+        if age == 0:
+            slopes = problem.slopes(at, found)
+    return problem.profile(at)
 
 
 def sample(rows: Sequence[Row]) -> list[Row]:
@@ -203,41 +227,38 @@ def sample(rows: Sequence[Row]) -> list[Row]:
     return [row for of in groups.values() for row in of[:: -(-len(of) // SAMPLED_ROWS)]]
 
 
-def left_out(base: EngineProfile, rows: Sequence[Row], sampled: Sequence[Row], fitted: Fit, rounds: int = 1) -> Floats:
-    """(rows, 2) seconds, each group predicted with parameters that its rows had no part in, after so many steps.
-
-    `fitted`: of `sampled`, which are some of `rows`.
-    """
-    seconds = np.full((len(rows), 2), np.nan)
-    for group in sorted({row.group for row in rows}):
-        others = [index for index, row in enumerate(sampled) if row.group != group]
-        kept = [sampled[index] for index in others]
-        start = replace(fitted, residuals=fitted.residuals[others], slopes=fitted.slopes[others])
-        profile = _settled(base, kept, start, rounds).profile(base)
-        inside = [index for index, row in enumerate(rows) if row.group == group]
-        seconds[inside] = simulate([rows[index] for index in inside], profile)
-    return seconds
+Unfitted = tuple[EngineProfile, Sequence[Row], Group | None]  # a profile, rows of its engine, the group to leave out
 
 
-def _settled(base: EngineProfile, kept: Sequence[Row], start: Fit, rounds: int) -> Fit:
-    """`start`, moved by at most `rounds` Gauss-Newton steps on the rows kept, until they gain no more."""
-    _, middle, width = _priors(base)
-    weights = _weights(kept)
-    here = start
-    for turn in range(rounds):
-        if turn:
-            here = replace(here, slopes=_slopes(base, kept, here.names, here.values, here.residuals))
-        before = _cost(here.residuals, here.values, middle, width, weights)
-        step = _step(here.residuals, here.slopes, here.values, middle, width, weights)
-        moves = [here.values + share * step for share in (1.0, 0.5, 0.25)]
-        tried = [replace(here, values=values, residuals=_residuals(base, kept, here.names, values)) for values in moves]
-        costs = [_cost(one.residuals, one.values, middle, width, weights) for one in tried]
-        if turn and min(costs) >= before:
-            break
-        here = tried[int(np.argmin(costs))]
-        if turn and before - min(costs) < SETTLED * min(costs):
-            break
-    return here
+def fits(jobs: Sequence[Unfitted], processes: int = PROCESSES) -> list[EngineProfile]:
+    """The profile of every job."""
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(_fit_without, jobs))
+
+
+def _fit_without(job: Unfitted) -> EngineProfile:
+    base, rows, group = job
+    return fit(base, sample([row for row in rows if row.group != group]))
+
+
+def left_out(rows: Sequence[Row], processes: int = PROCESSES) -> dict[Group, EngineProfile]:
+    """By group of `rows`: the engine's profile, fitted to the rows of the other groups."""
+    groups = sorted({row.group for row in rows if row.deployment.engine in PARAMETERS})
+    jobs = [
+        (load_engine(group[2]), [row for row in rows if row.deployment.engine == group[2]], group) for group in groups
+    ]
+    return dict(zip(groups, fits(jobs, processes), strict=True))
+
+
+def write_fits(rows: Sequence[Row], names: Sequence[str] = tuple(PARAMETERS), write: bool = True) -> None:
+    """Fit the engines to their rows, say how well, and put the parameters into the catalogue."""
+    of_engine = {name: [row for row in rows if row.deployment.engine == name] for name in names}
+    for profile in fits([(load_engine(name), of_engine[name], None) for name in names]):
+        own = of_engine[profile.name]
+        ttft, tpot = np.nanmedian(np.abs(simulate(own, profile) / measured(own) - 1.0), axis=0)
+        print(f"{profile.name}: TTFT {100 * ttft:.1f} %, TPOT {100 * tpot:.1f} % (medians)", flush=True)
+        if write:
+            _write(profile)
 
 
 def main() -> None:
@@ -248,22 +269,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, refused = read_rows(arguments.table)
     print(f"{len(rows)} different rows; {len(refused)} cannot be read")
-    for name in arguments.engine or sorted(PARAMETERS):
-        base, own = load_engine(name), [row for row in rows if row.deployment.engine == name]
-        fitted = fit(base, sample(own))
-        profile = fitted.profile(base)
-        for what, seconds in (
-            ("fitted", simulate(own, profile)),
-            ("left out", left_out(base, own, sample(own), fitted)),
-        ):
-            error = np.abs(seconds / measured(own) - 1.0)
-            ttft, tpot = np.nanmedian(error, axis=0)
-            print(f"{name}, {what}: TTFT {100 * ttft:.1f} %, TPOT {100 * tpot:.1f} % (medians)", flush=True)
-        if arguments.write:
-            write(profile)
+    write_fits(rows, arguments.engine or sorted(PARAMETERS), arguments.write)
 
 
-def write(profile: EngineProfile) -> None:
+def _write(profile: EngineProfile) -> None:
     """The profile as the catalogue holds it."""
     document = profile.model_dump(mode="json", exclude={"kind"}, exclude_none=True, exclude_defaults=True)
     document["collective_bytes"] = dict(profile.collective_bytes)  # JSON would make names of the ranks

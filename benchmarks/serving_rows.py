@@ -53,15 +53,18 @@ def read_rows(path: Path) -> tuple[list[Row], list[str]]:
     return list(found.values()), refused
 
 
-def simulate(rows: Sequence[Row], profile: EngineProfile) -> Floats:
-    """(rows, 2) seconds: TTFT, TPOT; NaN where a row cannot be predicted. All rows are of the profile's engine."""
+def simulate(rows: Sequence[Row], profile: EngineProfile, longer: float = 1.0) -> Floats:
+    """(rows, 2) seconds: TTFT, TPOT, of steps that take `longer` times what is predicted.
+
+    NaN where a row cannot be predicted. All rows are of the profile's engine.
+    """
     seconds = np.full((len(rows), 2), np.nan)
     for index, row in enumerate(rows):
         point = row.point
         mixture = is_mixture(row.deployment.architecture)
         protocol = protocol_of(point.isl, point.osl, profile.name, mixture)
         try:
-            latency = simulate_point(point, row.deployment, profile.at(point.engine_version), protocol)
+            latency = simulate_point(point, row.deployment, profile.at(point.engine_version), protocol, longer)
         except InputError:
             continue
         seconds[index] = latency.ttft_s, latency.tpot_s
