@@ -94,8 +94,8 @@ def test_the_planners_own_programme_is_not_trapped() -> None:
 
 
 def test_a_bound_above_a_plan_that_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def boastful(problem: Any, time_limit_s: float) -> tuple[str, str, float]:
-        name, status, bound = minimise(problem, time_limit_s)
+    def boastful(problem: Any, time_limit_s: float, most_nodes: int | None = None) -> tuple[str, str, float]:
+        name, status, bound = minimise(problem, time_limit_s, most_nodes)
         return name, status, bound + 50.0
 
     monkeypatch.setattr(guard, "minimise", boastful)
@@ -106,8 +106,8 @@ def test_a_bound_above_a_plan_that_holds_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_plan_that_breaks_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(problem: Any, time_limit_s: float) -> tuple[str, str, float]:
-        answer = minimise(problem, time_limit_s)
+    def careless(problem: Any, time_limit_s: float, most_nodes: int | None = None) -> tuple[str, str, float]:
+        answer = minimise(problem, time_limit_s, most_nodes)
         problem.variablesDict()["y_1"].varValue = 0.0
         return answer
 

@@ -11,6 +11,7 @@ MOST_DONORS = 5  # of one replica move
 TAIL = 0.985  # times the maximum load: level above which less is better
 POLISHED = 2  # moves that look best by either measure before swaps, and are judged after them
 WORTH_MOVING = 1.005  # times the bound: below it no replica moves
+LEAST_ROWS = 2  # fewer take as long
 MOST_WORK = 8_000_000  # rows x replicas x devices of all replica moves
 
 
@@ -20,22 +21,24 @@ def balance(loads: np.ndarray, replicas: int, devices: int, bound: np.ndarray) -
     A row's search ends near its `bound`, where no move helps, or with the work that is allowed to all rows together.
     """
     work = MOST_WORK if replicas > max(devices, loads.shape[1]) else 0
-    return move_replicas(loads, apportion(loads, replicas), devices, bound, work)
+    return move_replicas(loads, apportion(loads, replicas), devices, bound, work)[0]
 
 
-def move_replicas(loads: np.ndarray, counts: np.ndarray, devices: int, bound: np.ndarray, work: int) -> np.ndarray:
-    """[rows, devices, slots]: packed, then single replicas moved while that helps and work is left."""
+def move_replicas(
+    loads: np.ndarray, counts: np.ndarray, devices: int, bound: np.ndarray, work: int
+) -> tuple[np.ndarray, int]:
+    """([rows, devices, slots], what is left of `work`): packed, then single replicas moved while that helps."""
     experts, carried = pack(loads, counts, devices)
     rows = np.flatnonzero(carried.max(axis=1) > bound * WORTH_MOVING)
     while work > 0 and len(rows):
-        work -= len(rows) * int(counts[0].sum()) * devices
+        work -= max(len(rows), LEAST_ROWS) * int(counts[0].sum()) * devices
         better, moved_counts, moved, moved_loads = _better_counts(
             loads[rows], counts[rows], experts[rows], carried[rows]
         )
         rows = rows[better]
         counts[rows], experts[rows], carried[rows] = moved_counts, moved, moved_loads
         rows = rows[carried[rows].max(axis=1) > bound[rows] * WORTH_MOVING]
-    return experts
+    return experts, work
 
 
 def _better_counts(

@@ -81,7 +81,8 @@ def _close_gaps(loads: np.ndarray, experts: np.ndarray, value: np.ndarray, bound
     that a programme proposes are tried.
     """
     devices, slots = experts.shape[1:]
-    left, narrow = MOST_ROWS, OPEN if len(loads) <= MANY else OPEN_OF_MANY
+    left, work = MOST_ROWS, MOST_WORK * 3 // 4
+    narrow = OPEN if len(loads) <= MANY else OPEN_OF_MANY
     kept = value.copy()  # the lowest limit that was not refuted
     tried = np.zeros(len(loads), dtype=int)
     while left > 0:
@@ -108,7 +109,7 @@ def _close_gaps(loads: np.ndarray, experts: np.ndarray, value: np.ndarray, bound
             raised = _raised(loads, value, bound, priced.prices, devices * slots, row, limit)
             kept[row] = limit if raised[row] < limit else kept[row]
             bound = raised
-        _try_counts(loads, proposed, experts, value, bound)
+        work = _try_counts(loads, proposed, experts, value, bound, work)
         kept = np.minimum(kept, value)
     return bound
 
@@ -130,17 +131,23 @@ def _raised(
 
 
 def _try_counts(
-    loads: np.ndarray, proposed: dict[int, np.ndarray], experts: np.ndarray, value: np.ndarray, bound: np.ndarray
-) -> None:
-    """In place: placements of these numbers of replicas by row, moved on from there, where they are better."""
+    loads: np.ndarray,
+    proposed: dict[int, np.ndarray],
+    experts: np.ndarray,
+    value: np.ndarray,
+    bound: np.ndarray,
+    work: int,
+) -> int:
+    """In place: placements of these numbers of replicas by row, moved on from there, where better; `work` left."""
     rows = np.array(list(proposed), dtype=np.int64)
     if not len(rows):
-        return
+        return work
     counts = np.stack(list(proposed.values()))
-    found = move_replicas(loads[rows], counts, experts.shape[1], bound[rows], MOST_WORK // 8)
+    found, left = move_replicas(loads[rows], counts, experts.shape[1], bound[rows], min(work, MOST_WORK // 8))
     reached = device_loads(loads[rows], found).max(axis=1)
     better = reached < value[rows]
     experts[rows[better]], value[rows[better]] = found[better], reached[better]
+    return work - min(work, MOST_WORK // 8) + left
 
 
 def _place_in_nodes(instance: ExpertLoads, searched: int) -> ExpertPlacement:
