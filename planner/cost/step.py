@@ -35,6 +35,8 @@ from specs.profile import DeviceFacts, DeviceProfile, EngineProfile, KernelFacto
 _TOKENS = ((1, 64, 1), (64, 512, 8), (512, 2048, 64))
 _FAR = (2048, 512)
 _LONGEST_KEYS = 2**20
+# Tables reach this far, or to the next power of two: what a step takes does not depend on what else is allowed.
+_REACH_TOKENS, _REACH_SEQUENCES = 16384, 512
 _SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _KEYS = (1, 128, 256, 512, 768, 1024, 1536, *(2048 * 2**i for i in range(10)))
 _CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 32768)
@@ -119,21 +121,21 @@ def times_of(
     engine_share: float = 1.0,
 ) -> StepTimes:
     """The operations of a step in one lane, summed; `engine_share`: of the engine's own time per step in it."""
+    far_tokens = _reach(max_num_batched_tokens, _REACH_TOKENS)
+    far_sequences = _reach(max_num_seqs, _REACH_SEQUENCES)
     attention = tuple(operation for operation in every if operation.kind == "attention")
     longest = min(architecture.max_position_embeddings, _LONGEST_KEYS)
     full = tuple(operation for operation in attention if operation.window is None)
     windowed = tuple(operation for operation in attention if operation.window is not None)
     factors = engine.kernels
-    decode = _decode(full, factors.attention, max_num_seqs, longest)
-    window = _decode(windowed, factors.attention, max_num_seqs, architecture.window_tokens or longest)
-    prefill = _prefill(
-        full, windowed, factors.prefill_attention, architecture.window_tokens, max_num_batched_tokens, longest
-    )
+    decode = _decode(full, factors.attention, far_sequences, longest)
+    window = _decode(windowed, factors.attention, far_sequences, architecture.window_tokens or longest)
+    prefill = _prefill(full, windowed, factors.prefill_attention, architecture.window_tokens, far_tokens, longest)
     own_s = engine_share * engine.step_overhead_s
-    tokens_s = own_s + _tabled(every, factors, max_num_batched_tokens, sampled=False)
+    tokens_s = own_s + _tabled(every, factors, far_tokens, sampled=False)[:max_num_batched_tokens]
     return StepTimes(
         tokens_s=(0.0, *tokens_s.tolist()),
-        sampled_s=(0.0, *_tabled(every, factors, max_num_seqs, sampled=True).tolist()),
+        sampled_s=(0.0, *_tabled(every, factors, far_sequences, sampled=True)[:max_num_seqs].tolist()),
         sequence_s=engine_share * engine.sequence_overhead_s + _state_s(every),
         decode_launch_s=0.0,  # decodes share the attention launch that tokens_s counts
         decode_context_token_s=decode.slope_s,
@@ -151,6 +153,10 @@ def times_of(
         prefill_step_s=engine_share * engine.prefill_step_s,
         eager_s=engine.eager_launch_s * step_kernels(every),
     )
+
+
+def _reach(most: int, least: int) -> int:
+    return max(least, 1 << (most - 1).bit_length())
 
 
 @cache

@@ -236,3 +236,10 @@ def test_cost_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_step_takes_as_long_whatever_larger_steps_are_allowed() -> None:
+    pinned, free = (times_of(EIGHT, weights=DType.FP8, tokens=tokens) for tokens in (2368, 16384))
+    assert pinned.tokens_s == free.tokens_s[:2369]
+    assert all(prefill_s(pinned, tokens) == prefill_s(free, tokens) for tokens in (17, 700, 2300, 2368))
+    assert decode_s(pinned, 200, 3000) == decode_s(free, 200, 3000)
