@@ -74,7 +74,7 @@ PARAMETERS: dict[str, dict[str, tuple[float, float]]] = {
         "sequence_overhead_s": (5e-6, OVERHEAD),
         "request_overhead_s": (0.1, OVERHEAD),
         "request_serial_s": (1e-3, OVERHEAD),
-        "prefill_step_s": (0.03, OVERHEAD),
+        "prefill_step_s": (0.03, 0.2),  # few rows tell it from request_overhead_s
         "releases.0.step_overhead_s": (9e-4, OVERHEAD),
         "releases.0.sequence_overhead_s": (2.5e-5, OVERHEAD),
         "releases.0.request_overhead_s": (0.06, OVERHEAD),

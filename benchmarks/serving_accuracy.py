@@ -100,7 +100,8 @@ REMARKS = """\
 - **Prompts are launched kernel by kernel.** On TensorRT-LLM a mixture's first token takes 170 to 250 ms whatever the
   length of its prompt: a step with prompts runs without a captured graph, and the host needs 0.07 ms for each of some
   1,600 kernels (`eager_launch_s`, one figure for all models). SGLang since 0.5.9 has 230 to 360 ms, hardly more for
-  models of more kernels: `prefill_step_s` and `request_overhead_s` share it, and which of the two is not known.
+  models of more kernels: `prefill_step_s` and `request_overhead_s` share it, which of the two is not known, and the
+  narrow prior of the former decides.
 - **Two witnesses that disagree.** On the same runs of Qwen3-235B, TPOT says that prompts of 128 tokens hold up nobody:
   all clients are in step and their prompts run together. TTFT says that hardly any prompt waits for another. Outputs
   that differ by half a per cent and at least 3,072 tokens a step are between the two. The clients of other mixtures
@@ -133,7 +134,10 @@ products, collectives and norms in prompts and for experts of few or of middling
 layer in steps with prompts of every engine, first tokens held back for some steps (stream intervals). What helped is
 restraint: offsets of groups, and priors on kernels twice as narrow. The offsets' widths were chosen by fits that leave
 out two groups at a time (TPOT 8.4 / 22.9 so judged), those of the priors by leaving out one; between half and twice
-these widths the errors hardly differ.
+these widths the errors hardly differ. TTFT of SGLang is the exception: with the width of all host times (0.7) for its
+`prefill_step_s` one group (Qwen3.5) pulls that from 0.05 to 0.12 s. Ten narrower priors on it and on
+`request_overhead_s` were compared; of those that were settled, 0.35 on both has TTFT 22.0 and TPOT 10.2, 0.2 on
+`prefill_step_s` alone, which is kept, 20.1 and 10.0; the width of 0.7 had 27.8 and 10.2.
 
 What would remove more of it: the clients' scripts and servers' flags of the vendor sweeps, one model measured on two
 engines with the same layouts, kernel tables of TensorRT-LLM and SGLang.

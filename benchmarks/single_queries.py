@@ -20,8 +20,8 @@ from pathlib import Path
 
 from benchmarks.command_speed import run
 
-CAPSTAN = [sys.executable, "-m", "capstan.cli"]
-IMPORTS = "import capstan.cli, capstan.commands.plan, planner.plan, planner.simulate.native"
+CAPSTAN = [sys.executable, "-m", "capstan"]  # as the installed command starts
+IMPORTS = "import capstan.__main__, capstan.cli, capstan.commands.plan, planner.plan, planner.simulate.native"
 TARGET_S = 1.5
 PRICES = {"h100-sxm": 2.9, "h200-sxm": 3.8}
 

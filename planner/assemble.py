@@ -25,7 +25,7 @@ from planner.optimize.watts import watts_of
 from planner.optimize.whole_plan import admitted
 from planner.problem import Problem, longest_request
 from planner.schedule.slots import changes_over_time
-from planner.simulate import BUSIEST_S, FleetResult, Workload, attainment
+from planner.simulate import BUSIEST_S, FleetResult, Workload, attainment, meets, slos_of
 from planner.simulate.model import places_of
 from planner.simulate.traffic.window import STAYS, window_s
 from planner.throughput import sustained_tokens_per_s, throughput_notes
@@ -201,10 +201,7 @@ def _predictions(problem: Problem, decision: Decision) -> Predictions:
         notes += option_notes(sent, item.column.family, group_id(index), index, own)
     notes += decision.notes
     if result.saturated:
-        notes.append(
-            "the queue grows through the window: at its end "
-            f"{result.waiting[1]:,} requests wait for a first token (no limit is broken by that)"
-        )
+        notes.append(_growing_queue(problem, result))
     return Predictions(
         classes=tuple(
             _class_prediction(problem, result.at(places), workload.at(places), name, decision.measured)
@@ -291,6 +288,13 @@ def _work_share(bought: Bought, result: FleetResult, sent: Workload) -> float:
         speculation=family.options.speculation,
     )
     return work_s / (bought.replicas * sent.horizon_s)
+
+
+def _growing_queue(problem: Problem, result: FleetResult) -> str:
+    words = f"the queue grows through the window: at its end {result.waiting[1]:,} requests wait for a first token"
+    promised = {name: slo for name, slo in slos_of(problem.spec).items() if name in problem.declared.classes}
+    misses = meets(result, problem.declared, promised).misses
+    return words if misses else f"{words} (no limit on latency is broken by that)"
 
 
 def _class_prediction(

@@ -330,7 +330,8 @@ class Certificate(Frozen):
     simulations: NonNegativeInt
     refuted: NonNegativeInt = 0  # better mixes that did not keep every promise when they were simulated whole
     checks: tuple[Check, ...]
-    worth: dict[str, NonNegativeFloat] = Field(default_factory=dict)  # of throughput, goodput: what all of a class is
+    # of throughput and goodput: what all of a class is; of a stated deployment, what it serves of it within its limits
+    worth: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     multiple: PositiveFloat = 1.0  # of the declared traffic, at which the plan was made and is predicted
     windows: tuple[SimulatedWindow, ...]
     fresh: FreshSeeds | None = None  # None: not tested

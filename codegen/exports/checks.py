@@ -45,7 +45,7 @@ def check_plan(plan: Plan, file: str | None = None, engines: tuple[str, ...] = E
         _unique_ids(plan)
         _router(plan)
         for group in plan.groups:
-            _engine(group, engines)
+            _engine(plan, group, engines)
             for rule in GROUP_RULES:
                 rule(plan, group)
         check_handoffs(plan)
@@ -70,7 +70,7 @@ def _broken(rule: str, group: ReplicaGroup, field: str, message: str, expected: 
     return InputError(f"{message} (rule: {rule})", field=f"groups.{group.id}.{field}", expected=expected)
 
 
-def _engine(group: ReplicaGroup, engines: tuple[str, ...]) -> None:
+def _engine(plan: Plan, group: ReplicaGroup, engines: tuple[str, ...]) -> None:
     if group.engine == "capstan":
         raise _broken("engine", group, "engine", "a group of engine 'capstan' is compiled, not exported")
     if group.engine in engines:
@@ -79,10 +79,11 @@ def _engine(group: ReplicaGroup, engines: tuple[str, ...]) -> None:
         message = f"this version exports groups of engine {' and '.join(map(repr, EXPORTED))}, not {group.engine!r}"
         raise _broken("engine", group, "engine", message)
     message = f"the group is planned for {group.engine}, whose limits and times are not those of {engines[0]}"
-    expected = (
-        f"`--to {group.engine}`, `--to kubernetes` where engines differ, "
-        f"or a plan made with `choices: {{engine: {engines[0]}}}`"
-    )
+    if len({other.engine for other in plan.groups}) > 1:
+        both = " and ".join(EXPORTED)
+        expected = f"`--to kubernetes`, which takes groups of {both} together, or a plan of {engines[0]} groups alone"
+    else:
+        expected = f"`--to {group.engine}`, or a plan made with `choices: {{engine: {engines[0]}}}`"
     raise _broken("engine", group, "engine", message, expected)
 
 

@@ -55,7 +55,10 @@ def explain_conflict(problem: Problem, progress: Progress = lambda text: None) -
     if slower is not None:
         conflict.append(demand(problem.spec))
         mends.append(slower)
-    return NoPlanError("no plan satisfies this spec", tuple(conflict), tuple(mends))
+    message = "no plan satisfies this spec"
+    if any(item.stages_over for item in problem.spec.choices.models.values()):
+        message += " with the cuts of layers over several pools that were tried (`groups` can state others)"
+    return NoPlanError(message, tuple(conflict), tuple(mends))
 
 
 def _boots(problem: Problem, model: str) -> bool:

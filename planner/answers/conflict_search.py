@@ -7,6 +7,7 @@ every machine; one that runs out counts as answered by no.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ Progress = Callable[[str], None]
 
 MOST_REQUESTS, LEAST_S = 15_000, 30.0  # of the part of the window that is searched on
 MOST_JUDGED = 200_000  # requests of the window that mends are judged on
+LONGEST_S = 20.0  # of a question, from which on any plan that keeps every promise answers it
 TO_ANSWER = 120  # simulations that one question may take; one takes 0.003 to 0.05 s
 REQUESTS_OF_ONE = 20_000  # of the window of a whole plan, which counts for one more by so many
 STRIDES = (0, 1, 3, 7)  # which of ever softer options are judged, until one holds
@@ -90,12 +92,15 @@ class Search:
 
         try:  # what is offered has to come out when it is planned for, so it is judged as any spec is planned
             like = None if whole else self._known.get(id(problem.workload))
-            found = solved(problem, count, like=like, any_plan=not (best or whole))
+            end = time.monotonic() + LONGEST_S
+            found = solved(problem, count, like=like, any_plan=not (best or whole), deadline=end)
         except _ExhaustedError:
             self.exhausted = True
             return None
         if not whole:
             self._known.setdefault(id(problem.workload), found)
+        if found.decision is not None and found.decision.status == "time limit":
+            self.exhausted = True
         return found.decision
 
     def rate_matters(self) -> bool:

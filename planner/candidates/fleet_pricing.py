@@ -45,6 +45,10 @@ class FleetPricer(Pricer):
                 self.few(name)
                 self._own.pop((name,), None)
 
+    def let_go(self) -> None:
+        """Let go all parts of the traffic, and the other draw; what is asked for again is made again."""
+        self._own, self._screens, self._parts, self._unseen = {}, {}, {}, None
+
     def narrow_for(self, asked: Iterable[tuple[Bracket, float]]) -> None:
         """Narrow all brackets at the same time; with each, the share below which it is worth nothing.
 

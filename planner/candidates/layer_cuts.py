@@ -1,14 +1,17 @@
 """Where the layers of a replica are cut whose stages stand on unlike machines.
 
-Up to three cuts, of which pricing finds the best: the slowest stage of a decode step is as fast as can be; that of a
-step with a full prompt chunk is; the stage that holds the fewest tokens holds as many as can be. Each is exact
-(`planner.cost.stages.split_unlike`), and leaves every stage room for its weights and one longest request.
+Up to eight cuts, of which pricing finds the best. Three are optima: the slowest stage of a decode step is as fast as
+can be; that of a step with a full prompt chunk is; the stage that holds the fewest tokens holds as many as can be. Real
+steps hold decodes and prompts at once, so cuts between the first two are tried as well: of two stages, cuts two layers
+apart or more; of more stages, the optima of mixed steps. Optima are exact (`planner.cost.stages.split_unlike`), and all
+cuts leave each stage room for its weights and one longest request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,8 @@ from specs.plan import Layout, Limits
 from specs.profile import EngineProfile
 
 DECODING, CHUNK_TOKENS = 64, 2048  # sequences and tokens of the steps that stages are balanced for
+MIXED_CHUNKS = (256, 512, 1024)  # tokens of a prompt chunk beside the decoding sequences
+MOST_BETWEEN = 5  # cuts of two stages between those for decode and for prompt steps
 MOST_TOKENS = 2.0**31  # of a cache: what needs none holds as many
 Array = NDArray[np.float64]
 
@@ -49,21 +54,40 @@ class LayerCuts:
 
         Cuts that differ by one layer are as good as one.
         """
-        tokens = self.tokens()
-        keys = max(1.0, self.least.max_model_len / 2)
-        decode = StepShape.of(decodes=DECODING, keys=keys, window=self.architecture.window_tokens)
-        prefill = StepShape.of(chunks=1, new=CHUNK_TOKENS)
-        ways = [self.seconds(decode), self.seconds(prefill), [1.0 / np.maximum(held, 1.0) for held in tokens]]
-        short = [held < self.least.max_model_len for held in tokens]
-        found = (
-            split_unlike([np.where(lacks, np.inf, cost) for lacks, cost in zip(short, way, strict=True)])
-            for way in ways
-        )
+        fullest = self._cheapest([1.0 / np.maximum(held, 1.0) for held in self._held])
+        decode = self._cheapest(self.seconds(self._step(DECODING, 0)))
+        prefill = self._cheapest(self.seconds(self._step(0, CHUNK_TOKENS)))
+        if fullest is None or decode is None or prefill is None:  # all or none: the same cuts fit
+            return []
         kept: list[tuple[int, ...]] = []
-        for split in found:
-            if split is not None and all(_moved(split, other) > 1 for other in kept):
+        for split in (decode, prefill, fullest, *self._between(decode, prefill)):
+            if all(_moved(split, other) > 1 for other in kept):
                 kept.append(split)
         return kept
+
+    def _between(self, decode: tuple[int, ...], prefill: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Cuts between the two: of two stages, what lies between cuts that fit fits as well."""
+        if len(self.stages) > 2:
+            steps = (self._step(DECODING, chunk) for chunk in MIXED_CHUNKS)
+            return [split for step in steps if (split := self._cheapest(self.seconds(step))) is not None]
+        inner = min(MOST_BETWEEN, max(0, _moved(decode, prefill) // 2 - 1))
+        firsts = np.linspace(decode[0], prefill[0], inner + 2)[1:-1]
+        return [(round(first), sum(decode) - round(first)) for first in firsts]
+
+    def _step(self, decoding: int, chunk_tokens: int) -> StepShape:
+        """Of so many sequences at half of the longest request, and of a chunk of a fresh prompt."""
+        keys = max(1.0, self.least.max_model_len / 2)
+        window = self.architecture.window_tokens
+        return StepShape.of(decodes=decoding, keys=keys, chunks=min(1, chunk_tokens), new=chunk_tokens, window=window)
+
+    def _cheapest(self, costs: Sequence[Array]) -> tuple[int, ...] | None:
+        """The cut whose dearest stage is the cheapest, of those that leave every stage room for one longest request."""
+        lacks = [held < self.least.max_model_len for held in self._held]
+        return split_unlike([np.where(short, np.inf, cost) for short, cost in zip(lacks, costs, strict=True)])
+
+    @cached_property
+    def _held(self) -> list[Array]:
+        return self.tokens()
 
     def tokens(self) -> list[Array]:
         """By stage, [first, end]: tokens of KV cache that layers first..end - 1 leave room for."""

@@ -30,8 +30,8 @@ from specs.plan import Limits, Route, RouterName
 LEAST_SAFE_BUDGET, MOST_SAFE_BUDGET = 256, 4096
 SAMPLE_RATIO, SAMPLE_RUNGS = 0.95, 59  # of the ladder of a part of a large fleet, down to 1/20 of the optimistic load
 # Share of the requests seen when a limit was already lost, up to which other limits are not tried. In the examples and
-# benchmarks they mended 64 of 229 trials that lost TTFT, and 5 of 336 that lost TPOT, none of these before 0.6.
-FAR_FROM_PASSING, FAR_FROM_TPOT = 0.3, 0.6
+# benchmarks they mended 64 of 229 trials that lost TTFT, and 25 of 328 that lost TPOT, none of these before 0.5.
+FAR_FROM_PASSING, FAR_FROM_TPOT = 0.3, 0.45
 FAR_STRIDE = 0.75  # of the load that was lost so early
 # rungs that a bracket is asked at a time: with roles, a programme takes longer to solve than a trial takes
 STEPS = {"unified": 1, "prefill": 3, "decode": 3}

@@ -237,6 +237,7 @@ class FleetMaster(FleetColumns):
         judge = None
         if self.judge is not None and not any_plan and not whole.measured:
             judge = KnownJudge(**vars(self.judge), runs=runs)
+        self.pricing.let_go()
         judging = Judging(self.template, self.pricer, self.hardware, judge, self.progress)
         found = replace(judging.judgement(plan, served), whole=whole)
         self._settled, self._runs = {}, {}  # they hold every request of every model

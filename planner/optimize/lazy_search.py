@@ -24,6 +24,7 @@ from planner.optimize.pruned import least_loaded, undominated
 from planner.optimize.solve import RELATIVE_GAP, Solution, solve
 from planner.optimize.ties import Ties
 from planner.optimize.watts import Meter
+from specs.errors import CapstanError
 
 VALUE_TOLERANCE = 1e-6
 TIE_ROUNDS = 4  # rounds of simulation spent on plans of equal value that promise more headroom
@@ -31,6 +32,7 @@ ANY_GAP = 0.5  # of the programme's value, where any plan will do
 ROUGH_GAP, ROUGH_NODES = 0.02, 20  # of programmes that only say what to price next
 AT_ONCE = 4  # configurations that are priced between two programmes, where so many would each be an optimum
 REMEMBERED = 8  # programmes and their solutions
+LAST_S = 5.0  # for the solver, once time is up
 
 Found = tuple[Solution, float]  # the best proven plan, and the bound of the relaxed programme beside it
 
@@ -117,7 +119,7 @@ class LazySearch:
                 if any_plan:
                     return proven, relaxed.bound
                 if self.late:
-                    return replace(proven, status="time limit"), relaxed.bound
+                    return replace(self._at_last(families, proven), status="time limit"), relaxed.bound
             reached = reaches(proven.value, relaxed.value)
             unknown = self._unknown(families, relaxed)
             if gap > RELATIVE_GAP and (not unknown or reached):
@@ -126,6 +128,14 @@ class LazySearch:
                 return (proven, relaxed.bound) if proven.status != "infeasible" else None
             else:
                 self._narrow(families, [*unknown, *self._as_good(families, relaxed.value, unknown)])
+
+    def _at_last(self, families: tuple[Family, ...], rough: Solution) -> Solution:
+        """When time is up: the best of what is proven, so that nothing is rented which a rough solution left over."""
+        try:
+            best = solve(self._programme(families, proven=True), ties="operable", time_limit_s=LAST_S)
+        except CapstanError:
+            return rough
+        return best if best.replicas and best.value <= rough.value else rough
 
     def _with_ties(self, families: tuple[Family, ...], found: Found | None, any_plan: bool = False) -> Found | None:
         """Of plans of the value that was found, the one that tie-breaks choose.

@@ -7,8 +7,10 @@ whatever is decided by them is the same on every machine.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -23,13 +25,38 @@ def threads() -> int:
 
 
 def together(tasks: Iterable[Callable[[], T]]) -> list[T]:
-    """What each task returns, in their order; the first exception, in that order, is raised when all have ended."""
+    """What each task returns, in their order; where one raises, no other is started, and the first in order is raised.
+
+    The calling thread works along with its helpers, which cost a tenth of a millisecond to start.
+    """
     listed = list(tasks)
     if threads() == 1 or len(listed) < 2:
         return [task() for task in listed]
-    with ThreadPoolExecutor(min(threads(), len(listed))) as pool:
-        futures = [pool.submit(task) for task in listed]
-    return [future.result() for future in futures]
+    waiting = deque(enumerate(listed))
+    found: dict[int, T] = {}
+    raised: dict[int, BaseException] = {}
+
+    def work() -> None:
+        while True:
+            try:
+                index, task = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                found[index] = task()
+            except BaseException as error:
+                raised[index] = error
+                waiting.clear()
+
+    helpers = [Thread(target=work, daemon=True) for _ in range(min(threads(), len(listed)) - 1)]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+    if raised:
+        raise raised[min(raised)]
+    return [found[index] for index in range(len(listed))]
 
 
 def meanwhile(task: Callable[[], T]) -> Callable[[], T]:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from planner.candidates.pricing import Pricer, broken_limits
 from planner.candidates.rungs import Bracket, Rung
 from planner.optimize.decision import Bought, Decision, group_id
@@ -18,7 +20,8 @@ from planner.optimize.objectives import natural
 from planner.optimize.watts import idle_watts
 from planner.optimize.whole_plan import Node, WholePlan
 from planner.problem import Problem
-from planner.simulate import FleetResult
+from planner.simulate import FleetResult, meets
+from planner.simulate.result import good_requests
 from planner.stated.places import stated_places
 from planner.stated.replicas import StatedReplicas
 from planner.stated.routing import stated_routes
@@ -174,7 +177,7 @@ def _value(problem: Problem, master: Master, whole: WholePlan, result: FleetResu
     if template.quantity == "traffic":
         return 1.0
     if template.worth:
-        return sum(template.worth.values())
+        return sum(served_worth(problem, master, result).values())
     if master.meter is not None:
         idle = idle_watts(template.pools, whole.bought, nodes)
         return template.per_watt * (idle + sum(master.meter.beyond(whole, result, problem.declared)))
@@ -184,3 +187,24 @@ def _value(problem: Problem, master: Master, whole: WholePlan, result: FleetResu
         rented = nodes[pool.name] * pool.node_devices if pool.rent == "node" else used
         total += rented * ((pool.price or 0.0) if template.quantity == "cost" else 1.0)
     return total
+
+
+def served_worth(problem: Problem, master: Master, result: FleetResult) -> dict[str, float]:
+    """By class, of `maximise throughput` and `goodput`: output tokens/s or requests/s served within its limits.
+
+    A class that keeps its promises counts whole, as in any plan. Of one that does not, those requests count that meet
+    every limit; of one without limits, where the queue grows through the window, those that end inside it.
+    """
+    workload, slos = problem.declared, master.pricer.slos
+    broken = {miss.request_class for miss in meets(result, workload, slos).misses}
+    good, promised = good_requests(result, workload, slos)
+    ended = result.arrivals_s(workload) + result.e2e_s <= workload.horizon_s
+    counted = np.where(promised, good, ended | (not result.saturated))
+    units = workload.output_tokens if problem.spec.objective.quantity == "throughput" else np.ones(len(workload))
+
+    def within_limits(name: str) -> float:
+        own = workload.of_class(name) & counted
+        return float(units[own].sum()) / workload.horizon_s
+
+    kept = set(slos) - broken
+    return {name: worth if name in kept else within_limits(name) for name, worth in master.template.worth.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from planner.assemble import certified, draft
 from planner.network.arrange import arranged
 from planner.problem import Problem
-from planner.stated.deployment import Standing
+from planner.stated.deployment import Standing, served_worth
 from planner.stated.naming import names_of, renamed, versions_of, with_names
 from planner.stated.slack import Slack
 from specs.errors import NoPlanError
@@ -50,7 +50,9 @@ def document_of(stated: Standing, slack: Slack, version: str) -> StatedPlan:
         for index, load in enumerate(plan.predictions.groups)
     )
     predictions = plan.predictions.model_copy(update={"notes": notes, "groups": loads})
-    plan = certified(plan.model_copy(update={"predictions": predictions}))
+    worth = served_worth(problem, stated.master, stated.decision.result)
+    certificate = plan.certificate.model_copy(update={"worth": worth})
+    plan = certified(plan.model_copy(update={"predictions": predictions, "certificate": certificate}))
     return StatedPlan(plan, (*broken, *broken_laws(plan, told=bool(broken))), slack, stated)
 
 

@@ -101,7 +101,7 @@ class Architecture:
 
     def layer_counts(self, layers: range | None = None) -> tuple[tuple[Layer, int], ...]:
         """`distinct_layers` of a stage: the layers whose indices are in `layers` (None = all)."""
-        if layers is None:
+        if layers is None or layers == range(len(self.layers)):
             return self.distinct_layers
         kinds = self._layer_kinds
         counts = Counter(kinds[index] for index in layers)

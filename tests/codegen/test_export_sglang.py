@@ -223,8 +223,11 @@ def test_a_plan_of_both_engines_goes_to_kubernetes_only() -> None:
         Route(request_class="write", group="code-h100-tp1", share=1.0),
     )
     plan = plan_of(groups, routes)
-    with pytest.raises(InputError, match="planned for sglang"):
-        export_plan(plan, "vllm")
+    for to, other in (("vllm", "sglang"), ("sglang", "vllm")):
+        with pytest.raises(InputError, match=f"planned for {other}") as refused:
+            export_plan(plan, to)
+        assert "`--to kubernetes`" in (refused.value.expected or "")
+        assert f"--to {other}" not in (refused.value.expected or "")  # which refuses the plan as well
     files = export_plan(plan, "kubernetes").files
     assert "vllm/vllm-openai:v0.24.0" in files["chat-h100-tp4.yaml"]
     assert "lmsysorg/sglang:v0.5.9" in files["code-h100-tp1.yaml"]

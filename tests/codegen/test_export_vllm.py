@@ -147,6 +147,13 @@ def test_a_replica_over_two_machines_has_one_server(tmp_path: Path, stand_in: di
     assert "server h100-0:8100;" in router
     assert "server h100-2:8101;" in router
     assert "h100-1:" not in router
+    rows = {
+        row.split("`")[1]: row
+        for row in (script.parents[1] / "README.md").read_text().splitlines()
+        if "serve.sh" in row
+    }
+    assert rows["h100-0"].endswith("| 8100 |")
+    assert rows["h100-1"].endswith("| nothing: a part of a replica |")
 
 
 def over_two_pools() -> Plan:

@@ -221,6 +221,25 @@ def test_a_judge_of_known_models_tells_their_evidence_in_the_order_of_the_classe
     assert found.broken == ()
 
 
+def test_the_judgement_of_a_large_fleet_draws_no_traffic_of_all_models(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the models is enough; all of them together are millions of requests."""
+    master = master_of(problem, monkeypatch)
+    runs = {model: master._trial_of(model).run(bought_of(master, model, 4)) for model in ("large", "small")}
+    bought = tuple(item for run in runs.values() for item in run.bought)
+    master._runs = runs
+    assert master.judge is not None
+    master.judge = replace(master.judge, draw=lambda seed: pytest.fail("drawn again"))
+    routes = routes_of(bought, problem.workload.classes)
+    whole = WholePlan(bought, routes, placed(bought, problem.spec.hardware, {}), problem.spec.hardware)
+    found = master.judgement(whole, {})
+    assert found.broken == ()
+    assert found.whole is whole
+    assert found.fresh is not None
+    assert len(found.fresh.evidence.limits) == 4
+
+
 def test_the_traffic_of_a_model_is_its_part_of_the_whole(problem: Problem) -> None:
     whole = problem.fresh(7)
     part = problem.fresh_of(7, ("b",))

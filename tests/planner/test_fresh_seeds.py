@@ -25,6 +25,12 @@ ALLOWED = 0.1
 LIMIT = {"chat": SLO(percentiles=(PercentileLimit(metric="ttft", percentile=100 * (1 - ALLOWED), limit_s=1.0),))}
 
 
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulations of these tests draw from one stream, so their order matters here."""
+    monkeypatch.setenv("CAPSTAN_THREADS", "1")
+
+
 def some_requests(count: int = 4000, seconds: float = 600.0) -> Workload:
     zeros, ones = np.zeros(count, np.int64), np.ones(count, np.int64)
     return Workload(("chat",), zeros, np.linspace(0, seconds, count, endpoint=False), ones, ones, window_s=seconds)

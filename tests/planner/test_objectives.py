@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,23 @@ def test_a_plan_that_breaks_without_a_node_is_refuted(monkeypatch: pytest.Monkey
     )
     whole = WholePlan(decision.bought, decision.routes, decision.placement, problem.spec.hardware)
     assert any("without nodes node 0" in text for text in judging.judgement(whole, {}).broken)
+
+
+def test_a_plan_whose_placement_leaves_too_little_without_a_node_is_refuted() -> None:
+    """What replicas were priced at has to carry every class, even where simulation sees nothing amiss."""
+    rest = "objective: minimise cost\nlimits: {survive_node_failures: 1}"
+    problem = problem_of(models=LLAMA, pools=(NODES,), traffic=BUSY, rest=rest)
+    master = problem.master()
+    decision = master.decide()
+    assert decision is not None
+    blind = replace(master.pricer, slos={})
+    judging = Judging(master.template, blind, problem.spec.hardware, None, lambda text: None)
+    whole = WholePlan(decision.bought, decision.routes, decision.placement, problem.spec.hardware)
+    assert judging.judgement(whole, {}).broken == ()
+    for item in decision.bought:
+        item.column.factor *= 0.1
+    (text,) = judging.judgement(whole, {}).broken
+    assert re.fullmatch(r"chat: replicas carry \d+\.\d% of it without nodes node \d", text)
 
 
 SPOT = L40S.replace("rent: gpu", "rent: gpu, spot: {discount: 50%, interruptions: 0.5/h, recovery: 15min}")

@@ -35,7 +35,7 @@ SHARED = """  - name: chat
     shared_prefix: {tokens: 1280, groups: 4}
     slo: {ttft: {p90: 1s}, tpot: {p90: 50ms}}
 """
-TIGHT = CHAT.replace("4/s", "1/s").replace("50ms", "25ms")
+TIGHT = CHAT.replace("4/s", "1/s").replace("50ms", "24ms")
 
 
 def speculating(acceptance: str, more: str = "method: ngram") -> str:

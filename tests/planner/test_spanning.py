@@ -76,6 +76,25 @@ def test_the_example_is_served_by_one_replica_on_both_machines() -> None:
     assert found.cost.usd_per_hour == pytest.approx(2 * 1.2 + 2 * 1.1)
 
 
+def test_traffic_that_only_a_cut_between_those_for_decode_and_prompt_steps_serves(tmp_path: Path) -> None:
+    """At 0.73/s neither of those keeps both limits, as steps of both kinds are mixed; 45 + 35 layers do."""
+    busier = tmp_path / "busier.yaml"
+    busier.write_text(EXAMPLE.read_text(encoding="utf-8").replace("rate: 0.4/s", "rate: 0.73/s"), encoding="utf-8")
+    spec = load_deployment(busier)
+    found = make_plan(spec, EXAMPLE.parent)
+    (group,) = found.groups
+    assert found.cost.usd_per_hour == pytest.approx(4.6)
+    cut = group.layout.pipeline_stages[0]
+    problem = pose(spec, EXAMPLE.parent)
+    decode, prompt = [f.layout.pipeline_stages[0] for f in problem.families if len(f.stage_pools) == 2][:2]
+    assert prompt < cut < decode
+
+
+def test_where_there_is_no_plan_it_is_said_that_not_every_cut_was_tried() -> None:
+    with pytest.raises(NoPlanError, match=r"with the cuts of layers over several pools that were tried"):
+        plan_of(**parts(rest=choices(", tensor_parallel: 2"), traffic=TRAFFIC.replace("200ms", "5ms")))
+
+
 def test_without_the_choice_no_replica_stands_in_several_pools_and_plans_have_no_trace_of_it() -> None:
     problem = problem_of(pools=pools(), rest="objective: minimise cost")
     assert not any(family.stage_pools for family in problem.families)

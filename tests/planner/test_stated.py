@@ -460,3 +460,44 @@ def test_step_times_reach_no_further_than_the_limits():
     limits = item.variant.limits
     assert choices_of(limits).max_num_seqs == (limits.max_num_seqs,)
     assert len(item.family.times.tokens_s) == limits.max_num_batched_tokens + 1
+
+
+OVER = CHAT.replace("4/s", "120/s")  # one L40S serves a part of it in time
+
+
+@pytest.mark.parametrize("quantity", ["goodput", "throughput"])
+def test_the_value_of_a_broken_deployment_is_what_it_serves_within_limits(quantity):
+    one = SMALL.replace("replicas: 2", "replicas: 1")
+    found = stated(one, traffic=OVER, rest=f"objective: maximise {quantity}")
+    certificate, (chat,) = found.plan.certificate, found.plan.predictions.classes
+    assert found.broken
+    offered = chat.rate_per_s * (1 if quantity == "goodput" else 60)
+    assert certificate.value == pytest.approx(chat.attainment * offered, rel=1e-6)
+    assert certificate.value < 0.9 * offered
+    assert certificate.gap == pytest.approx(1 - certificate.value / certificate.bound)
+    assert all(check.holds for check in certificate.checks if "value" in check.law)
+    kept = stated(one, rest=f"objective: maximise {quantity}").plan
+    (few,) = kept.predictions.classes
+    assert kept.certificate.value == pytest.approx(few.rate_per_s * offered / chat.rate_per_s)
+    assert kept.certificate.gap == pytest.approx(0.0, abs=1e-9)
+
+
+def test_of_a_class_without_limits_counts_what_ends_inside_the_window():
+    one = SMALL.replace("replicas: 2", "replicas: 1")
+    text = "".join(line + "\n" for line in OVER.replace("120/s", "400/s").splitlines() if "slo" not in line)
+    plan = stated(one, traffic=text, rest="objective: maximise goodput").plan
+    (chat,) = plan.predictions.classes
+    (load,) = plan.predictions.groups
+    assert plan.certificate.value < 0.8 * chat.rate_per_s
+    assert plan.certificate.value == pytest.approx(load.output_tokens_per_s / 60, rel=0.05)
+
+
+def test_a_growing_queue_is_not_said_to_break_nothing_beside_what_it_broke():
+    one = SMALL.replace("replicas: 2", "replicas: 1")
+    late = stated(one, traffic=OVER.replace("120/s", "400/s"))
+    assert late.broken
+    (note,) = [note for note in late.plan.predictions.notes if "the queue grows" in note]
+    assert note.endswith("wait for a first token")
+    loose = stated(one, traffic=OVER.replace("120/s", "400/s").replace("{p90: 1s}", "{p90: 1h}").replace("50ms", "9s"))
+    (note,) = [note for note in loose.plan.predictions.notes if "the queue grows" in note]
+    assert note.endswith("(no limit on latency is broken by that)")

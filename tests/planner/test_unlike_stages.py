@@ -150,8 +150,9 @@ def test_the_cache_is_that_of_the_stage_that_holds_the_fewest_tokens() -> None:
 def test_layers_are_cut_so_that_the_slowest_stage_is_fast_and_every_stage_fits() -> None:
     layout = Layout(tensor_parallel=2, pipeline_stages=(40, 40))
     cuts = LayerCuts(LLAMA, layout, DType.BF16, DType.BF16, (OLD, NEW), ENGINE, LIMITS)
-    decode, prefill = cuts.splits()  # the cut for memory is within a layer of that for decode steps
+    decode, prefill, *between = cuts.splits()  # the cut for memory is within a layer of that for decode steps
     assert decode[0] > prefill[0]  # HBM sets the one, where an A100 is far ahead; tensor cores the other
+    assert all(decode[0] > first > prefill[0] for first, _ in between)
 
     def slowest(first: int, tokens_in_step: int) -> float:
         times = times_of(layout.model_copy(update={"pipeline_stages": (first, 80 - first)}), (OLD, NEW))
@@ -163,3 +164,19 @@ def test_layers_are_cut_so_that_the_slowest_stage_is_fast_and_every_stage_fits()
     of_old, of_new = longer.tokens()
     assert min(min(of_old[0, first], of_new[first, 80]) for first, _ in longer.splits()) >= 100_000
     assert replace(cuts, least=LIMITS.model_copy(update={"max_model_len": 2_000_000})).splits() == []
+
+
+def test_cuts_between_those_for_decode_and_for_prompt_steps_are_tried() -> None:
+    """Of two stages, two or three layers from one to the next; of more, balances of mixed steps."""
+    two = LayerCuts(
+        LLAMA, Layout(tensor_parallel=2, pipeline_stages=(40, 40)), DType.BF16, DType.BF16, (OLD, NEW), ENGINE, LIMITS
+    )
+    firsts = sorted(first for first, _ in two.splits())
+    steps = np.diff(firsts)
+    assert 4 <= len(firsts) <= 8
+    assert steps.min() >= 2
+    assert steps.max() <= 3
+    four = replace(two, layout=Layout(pipeline_stages=(20,) * 4), stages=(OLD, OLD, NEW, NEW))
+    decode, prefill, *others = four.splits()
+    assert any(sum(prefill[:2]) < sum(split[:2]) < sum(decode[:2]) for split in others)
+    assert len(others) <= 6
