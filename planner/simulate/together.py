@@ -27,7 +27,7 @@ def threads() -> int:
 def together(tasks: Iterable[Callable[[], T]]) -> list[T]:
     """What each task returns, in their order; where one raises, no other is started, and the first in order is raised.
 
-    The calling thread works along with its helpers, which cost a tenth of a millisecond to start.
+    The calling thread works along with other threads, which cost a tenth of a millisecond to start.
     """
     listed = list(tasks)
     if threads() == 1 or len(listed) < 2:
@@ -48,12 +48,12 @@ def together(tasks: Iterable[Callable[[], T]]) -> list[T]:
                 raised[index] = error
                 waiting.clear()
 
-    helpers = [Thread(target=work, daemon=True) for _ in range(min(threads(), len(listed)) - 1)]
-    for helper in helpers:
-        helper.start()
+    others = [Thread(target=work, daemon=True) for _ in range(min(threads(), len(listed)) - 1)]
+    for other in others:
+        other.start()
     work()
-    for helper in helpers:
-        helper.join()
+    for other in others:
+        other.join()
     if raised:
         raise raised[min(raised)]
     return [found[index] for index in range(len(listed))]
